@@ -1,0 +1,108 @@
+"""The docs say what the code does: pages made from it are fresh, documented fields are real, links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import pytest
+
+from yarn_gguf.cli import cli
+
+from .make_gguf import small_model
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+HEAVY = ("torch", "transformers", "llama_cpp", "matplotlib", "gguf")
+
+
+def make_docs() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_docs", ROOT / "scripts" / "make_docs.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", ["cli.md", "exactness.md"])
+def test_a_page_made_from_the_code_is_fresh(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert text == make_docs().PAGES[page](), "run `make docs`"
+
+
+def commands(command: click.Command) -> Iterator[click.Command]:
+    yield command
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            yield from commands(child)
+
+
+def test_every_command_and_every_option_has_help() -> None:
+    for command in commands(cli):
+        assert command.help, command.name
+        for parameter in command.params:
+            assert not isinstance(parameter, click.Option) or parameter.help, (command.name, parameter.name)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom yarn_gguf.cli import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_in_the_docs_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def documented(section: str) -> set[str]:
+    """The field names in the first column of a section's table."""
+    text = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
+    part = text.split(section, 1)[1].split("\n## ", 1)[0]
+    table = part.split("\n| --- |", 1)[1].split("\n\n", 1)[0]
+    return {re.sub(r"\[\]", "", name) for name in re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)}
+
+
+def field_names(value: object, below: tuple[str, ...] = ()) -> set[str]:
+    """Every path of names in a document, but not below those that are documented by themselves."""
+    if isinstance(value, list):
+        return set().union(*(field_names(item, below) for item in value)) if value else set()
+    if not isinstance(value, dict):
+        return set()
+    found = set()
+    for name, item in value.items():
+        path = (*below, name)
+        inner = set() if name in ("rope", "findings", "stock", "patched", "transformers") else field_names(item, path)
+        found |= inner or {".".join(path)}
+    return found
+
+
+def run_json(*arguments: str | Path) -> Any:
+    command = [sys.executable, "-m", "yarn_gguf", *map(str, arguments), "--json"]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+
+
+def test_documented_json_fields_are_the_real_ones(tmp_path: Path) -> None:
+    model = small_model(tmp_path / "model.gguf")
+    extended = run_json("extend", model, "--factor", "4", "--beta-fast", "16", "-o", tmp_path / "long.gguf")
+    inspected = run_json("inspect", tmp_path / "long.gguf")
+    assert field_names(extended) == documented("## `extend --json`") | {"schema"}
+    assert field_names(inspected) == documented("## `inspect --json`") - {"effective.transformers"} | {"schema"}
+    assert set(inspected["rope"]) == set(extended["rope"]) == documented("`rope`:")
+    assert set(inspected["effective"]["stock"][0]) == documented("An item of `effective`:")
+    assert set(inspected["findings"][0]) == documented("A finding:")
+    failed = run_json("inspect", tmp_path / "nowhere.gguf")
+    assert field_names(failed) == documented("On failure") | {"schema"}

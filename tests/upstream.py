@@ -1,0 +1,133 @@
+"""llama.cpp's own converter, and gguf-py: the oracles for files that nobody here wrote.
+
+Knows where the pinned llama.cpp source comes from (the sdist of llama-cpp-python, fetched once by pip into the user's
+cache folder, wherever pip is configured to look), how its converter is run, and how gguf-py copies a file with some
+keys changed. Does not know any model, and nothing of `yarn_gguf` is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+VERSION = "0.3.36"
+SDIST = f"llama_cpp_python-{VERSION}.tar.gz"
+SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+TREE = f"llama_cpp_python-{VERSION}/vendor/llama.cpp"
+DRIVER = Path(__file__).with_name("upstream_driver.py")
+
+
+class UpstreamFailed(Exception):
+    """Upstream's converter, or pip, ended with an error; the message holds the end of what it said."""
+
+
+def cache_folder() -> Path:
+    """Outside the repository, the same for every checkout of it, made if missing."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yarn-gguf-tests"
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def _run(command: list[str | Path]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UpstreamFailed(f"{command} ended with {done.returncode}:\n{done.stdout[-1000:]}\n{done.stderr[-4000:]}")
+
+
+def _fetch(sdist: Path) -> None:
+    """Leaves the sdist at this path, complete and with the recorded checksum, or raises."""
+    with tempfile.TemporaryDirectory(dir=sdist.parent) as temporary:
+        pip: list[str | Path] = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+        only = ["--no-deps", "--no-binary", "llama-cpp-python", f"llama-cpp-python=={VERSION}"]
+        _run([*pip, "--dest", temporary, *only])
+        fetched = Path(temporary, SDIST)
+        _check(fetched)
+        fetched.replace(sdist)
+
+
+def _check(sdist: Path) -> None:
+    with sdist.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != SHA256:
+        raise UpstreamFailed(f"{sdist}: sha256 is {found}, but {SHA256} is recorded; delete the file to fetch it again")
+
+
+def _unpack(sdist: Path, tree: Path) -> None:
+    """The llama.cpp folder of the sdist, moved to `tree` when all of it is there."""
+    with tempfile.TemporaryDirectory(dir=tree.parent) as temporary, tarfile.open(sdist) as archive:
+        members = (member for member in archive if member.name.startswith(f"{TREE}/"))
+        archive.extractall(temporary, members=members, filter="data")
+        Path(temporary, TREE).rename(tree)
+
+
+@cache
+def llama_cpp_source() -> Path:
+    """The unpacked llama.cpp tree of the pinned sdist. The first call on a machine takes half a minute."""
+    folder = cache_folder()
+    tree, sdist = folder / f"llama.cpp-{VERSION}", folder / SDIST
+    with FileLock(folder / "llama.cpp.lock"):
+        if not tree.is_dir():
+            if sdist.is_file():
+                _check(sdist)
+            else:
+                _fetch(sdist)
+            _unpack(sdist, tree)
+    return tree
+
+
+def convert(checkpoint: Path, out: Path, outtype: str = "f32", *arguments: str) -> Path:
+    """Upstream's `convert_hf_to_gguf.py` on a checkpoint without a tokenizer; returns `out`.
+
+    `arguments` are more of the converter's own options.
+    """
+    options: list[str | Path] = ["--outfile", out, "--outtype", outtype, *arguments]
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = shutil.copytree(checkpoint, Path(temporary, checkpoint.name), ignore=shutil.ignore_patterns("*.gguf"))
+        _write_tokenizer(copy)
+        # -P: the folder of the tests stays off the child's path, so that none of its modules hides one of upstream's.
+        _run([sys.executable, "-P", DRIVER, llama_cpp_source(), copy, *options])
+    return out
+
+
+def _write_tokenizer(checkpoint: Path) -> None:
+    """For the converters that count a tokenizer's tokens to see how many rows of the embedding are real."""
+    size = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
+    tokenizer = {"model": {"vocab": {f"<{i}>": i for i in range(size)}}, "added_tokens": []}
+    (checkpoint / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def write_with_keys(source: Path, out: Path, keys: Mapping[str, str | int | float | bool]) -> Path:
+    """A copy of a GGUF with these keys (names without the architecture) set, by gguf-py's reader and writer."""
+    import gguf
+
+    reader = gguf.GGUFReader(source)
+    arch = str(reader.fields["general.architecture"].contents())
+    settings = {f"{arch}.{name}": value for name, value in keys.items()}
+    writer = gguf.GGUFWriter(out, arch)
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name not in {"general.architecture", *settings}:
+            value_type = field.types[0]
+            sub_type = field.types[-1] if value_type == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), value_type, sub_type=sub_type)
+    for name, value in settings.items():
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        writer.add_key_value(name, value, gguf.GGUFValueType.UINT32 if is_count else gguf.GGUFValueType.get_type(value))
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.asarray(tensor.data), raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out

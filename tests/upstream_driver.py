@@ -1,0 +1,46 @@
+"""Child process: runs upstream's converter, with the vocabulary step answered "this model has none".
+
+`upstream_driver.py LLAMA_CPP_TREE CONVERTER_ARGUMENT…`. Everything else is upstream's own code, entry point and command
+line included. The toys have no tokenizer, and what is tested with them are logits of token ids.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+
+def set_no_vocabulary(model: Any) -> None:
+    """Stands in for `TextModel.set_vocab`. llama.cpp takes the number of tokens from the file's vocab_size."""
+    model._set_vocab_none()
+    model.gguf_writer.add_vocab_size(model.hparams["vocab_size"])
+
+
+def with_subclasses(cls: Any) -> Iterator[Any]:
+    yield cls
+    for subclass in cls.__subclasses__():
+        yield from with_subclasses(subclass)
+
+
+def main() -> None:
+    tree = sys.argv.pop(1)
+    sys.path.insert(0, tree)
+    converter: Any = import_module("convert_hf_to_gguf")
+    base: Any = import_module("conversion.base")
+    get_model_class = converter.get_model_class
+
+    def get_model_class_without_vocabulary(*args: Any, **kwargs: Any) -> Any:
+        """The classes exist only once their module is loaded, and some hand their work to another class."""
+        found = get_model_class(*args, **kwargs)
+        for cls in with_subclasses(base.TextModel):
+            cls.set_vocab = set_no_vocabulary
+        return found
+
+    converter.get_model_class = get_model_class_without_vocabulary
+    converter.main()
+
+
+if __name__ == "__main__":
+    main()

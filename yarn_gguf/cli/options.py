@@ -1,0 +1,87 @@
+"""What several commands share: the rope options as one decorator, and the types of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from yarn_gguf.encoding import ENCODINGS
+from yarn_gguf.intent import METHODS, RopeOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+_SUFFIXES = {"": 1, "k": 1024, "m": 1024**2}
+
+
+def tokens(text: str) -> int:
+    """A number of tokens: 131072, 128k or 128K (× 1024), 1M."""
+    lower = text.strip().lower()
+    suffix = lower[-1] if lower[-1:] in ("k", "m") else ""
+    try:
+        number = float(lower.removesuffix(suffix)) * _SUFFIXES[suffix]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a number of tokens such as 131072, 128k or 1M") from None
+    if not 0 < number < 1 << 32 or number != int(number):
+        raise click.BadParameter(f"{text!r} is not a whole number of tokens from 1 to {(1 << 32) - 1}")
+    return int(number)
+
+
+GGUF_PATH = click.Path(path_type=Path)
+
+_ROPE_OPTIONS = (
+    click.option(
+        "--factor", type=float, metavar="F", help="Context extension factor, relative to the original context."
+    ),
+    click.option("--ctx", type=tokens, metavar="N", help="Extended context (32k, 128K, 131072); F = N / original."),
+    click.option("--method", type=click.Choice(METHODS), help="Scaling method.  [default: yarn]"),
+    click.option(
+        "--original-ctx",
+        type=tokens,
+        metavar="N",
+        help="Context the model was first trained at.  [default: the file's]",
+    ),
+    click.option("--beta-fast", type=float, metavar="X", help="Turns from which a pair is kept.  [default: 32]"),
+    click.option(
+        "--beta-slow", type=float, metavar="X", help="Turns below which a pair is interpolated.  [default: 1]"
+    ),
+    click.option(
+        "--attention-factor", type=float, metavar="M", help="What multiplies cos and sin.  [default: 0.1 ln F + 1]"
+    ),
+    click.option(
+        "--mscale", type=float, metavar="X", help="With --mscale-all-dim: DeepSeek's way to the attention factor."
+    ),
+    click.option(
+        "--mscale-all-dim", type=float, metavar="X", help="The pair's other half; scales the softmax there as well."
+    ),
+    click.option(
+        "--truncate/--no-truncate", default=None, help="Round the ramp's ends to whole pairs.  [default: truncate]"
+    ),
+)
+
+
+def rope_options(command: F) -> F:
+    """The rope options, gathered into one `RopeOptions` argument named `rope`."""
+
+    def gathered(*args: Any, **kwargs: Any) -> Any:
+        rope = RopeOptions(**{f.name: kwargs.pop(f.name) for f in fields(RopeOptions)})
+        return command(*args, rope=rope, **kwargs)
+
+    gathered.__doc__, gathered.__name__ = command.__doc__, command.__name__
+    gathered.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]  # where click keeps them
+    for option in reversed(_ROPE_OPTIONS):
+        gathered = option(gathered)
+    return gathered  # type: ignore[return-value]  # click's decorators keep the callable's own type
+
+
+encoding_option = click.option(
+    "--encoding",
+    type=click.Choice(ENCODINGS),
+    default="auto",
+    show_default=True,
+    help="How the scaling is written: standard keys, or baked into rope_freqs.weight.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+strict_option = click.option("--strict", is_flag=True, help="Refuse bytes behind the last tensor.")

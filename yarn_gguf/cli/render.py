@@ -1,0 +1,127 @@
+"""Library values -> what a person reads, and what a program reads. The only module besides the commands that prints."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from yarn_gguf.findings import Finding, Level
+from yarn_gguf.gguf_file.writer import Progress
+from yarn_gguf.intent import Intent
+
+SCHEMA = 1
+_COLOURS = {Level.ERROR: "red", Level.WARNING: "yellow", Level.NOTE: "blue"}
+
+
+def size_text(count: int) -> str:
+    """1234567 -> 1.2 MiB."""
+    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    for unit in units:
+        if value < 1024 or unit == units[-1]:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("the last unit returns")
+
+
+def rope_text(intent: Intent) -> str:
+    """An intent in a few words."""
+    if intent.method == "none":
+        return f"unscaled, context {intent.context}"
+    scaling, found = intent.yarn, f"{intent.method} ×{intent.factor:g}"
+    if intent.original:
+        found += f" over {intent.original}"
+    if scaling is not None and intent.method == "yarn":
+        details = []
+        if (scaling.beta_fast, scaling.beta_slow) != (32.0, 1.0):
+            details.append(f"betas {scaling.beta_fast:g}/{scaling.beta_slow:g}")
+        if not scaling.truncate:
+            details.append("not truncated")
+        details.append(f"magnitude {intent.rope.magnitude():.5g}")
+        found += f" ({', '.join(details)})"
+    return f"{found}, context {intent.context}"
+
+
+def rope_json(intent: Intent, encoding: str | None) -> dict[str, Any]:
+    yarn = intent.yarn
+    return {
+        "method": intent.method,
+        "factor": intent.factor,
+        "original_context": intent.original,
+        "context": intent.context,
+        "beta_fast": yarn and yarn.beta_fast,
+        "beta_slow": yarn and yarn.beta_slow,
+        "attention_factor": intent.rope.magnitude(),
+        "truncate": yarn and yarn.truncate,
+        "encoding": encoding,
+    }
+
+
+def findings_json(findings: Iterable[Finding]) -> list[dict[str, str]]:
+    return [{"level": f.level.value, "code": f.code, "text": f.text} for f in findings]
+
+
+def print_json(document: dict[str, Any]) -> None:
+    click.echo(json.dumps({"schema": SCHEMA, **_finite(document)}, ensure_ascii=True, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """Non-finite numbers become null, as JSON has no word for them."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_rows(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """A title and lines of `name  text`, wrapped to the terminal."""
+    click.echo(click.style(title, bold=True))
+    for name, text in rows:
+        _print_wrapped(f"  {name:<9} ", text)
+
+
+def print_findings(findings: Iterable[Finding]) -> None:
+    for found in findings:
+        label = click.style(f"{found.level.value}:", fg=_COLOURS[found.level])
+        _print_wrapped(f"  {label} ", found.text, indent=4)
+
+
+def print_verdict(text: str, *, sound: bool) -> None:
+    lines = textwrap.wrap(f"{'✓' if sound else '✗'} {text}", _width(), subsequent_indent="  ")
+    click.echo(click.style("\n".join(lines), fg="green" if sound else "red", bold=True))
+
+
+def _width() -> int:
+    return max(shutil.get_terminal_size((100, 24)).columns, 40)
+
+
+def _print_wrapped(head: str, text: str, indent: int = 12) -> None:
+    """`head text`, with what does not fit on lines below, indented."""
+    used = len(click.unstyle(head))
+    first, rest = " " * used, " " * indent
+    lines = textwrap.wrap(text, _width(), initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+    click.echo("\n".join([head + lines[0][used:], *lines[1:]]) if lines else head)
+
+
+@contextmanager
+def progress_bar(total: int, *, hidden: bool) -> Iterator[Progress]:
+    """A bar with bytes, rate and time left on a terminal; nothing elsewhere, and nothing for what is quick."""
+    if hidden or not sys.stderr.isatty() or total < 64 << 20:
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.update(task, advance=count)

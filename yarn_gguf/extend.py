@@ -1,0 +1,348 @@
+"""GGUF -> GGUF with another RoPE: the header is new, the tensor bytes are the old ones. And the way back.
+
+A composition: read, undo (in memory) what an earlier extension did, resolve the options, encode, lay out, write.
+Nothing is decided here that `intent`, `encoding` and `provenance` do not decide.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+
+from yarn_gguf import __version__
+from yarn_gguf.effective import LayerClass, Tensors, file_dimensions
+from yarn_gguf.encoding import Encoded, Encoding, encode
+from yarn_gguf.errors import InputError, UsageError
+from yarn_gguf.findings import Finding, note, warning
+from yarn_gguf.gguf_file.format import F32, TENSOR_TYPES, ValueType
+from yarn_gguf.gguf_file.header import Entry, Header, TensorInfo, entry
+from yarn_gguf.gguf_file.layout import Edit, Layout, length_of, rearranged
+from yarn_gguf.gguf_file.shards import SPLIT_TENSORS, Model, part_path, read_model
+from yarn_gguf.gguf_file.writer import Progress, Stage, check_target, staged
+from yarn_gguf.gguf_intent import own_intent, read_tensors
+from yarn_gguf.graphs import GRAPHS, RopeFreqs
+from yarn_gguf.graphs import Rope as RopeKind
+from yarn_gguf.intent import Intent, RopeOptions, resolve
+from yarn_gguf.metadata import BASE, ROPE_FREQS, Facts, read_facts
+from yarn_gguf.provenance import (
+    RESTORE,
+    Original,
+    check_parts,
+    digest_of,
+    header_bytes,
+    original_of,
+    padding_entry,
+    restore_record,
+    settings_entries,
+    without_ours,
+)
+
+MAX_CONTEXT: Final = (1 << 31) - 1
+MIN_NUMBER: Final = float(np.finfo(np.float32).tiny)
+MAX_NUMBER: Final = float(np.finfo(np.float32).max)
+DIMENSIONS: Final = "rope.dimension_count"
+How = Literal["written", "shared", "hard-linked", "copied", "kept"]
+
+
+@dataclass(frozen=True)
+class Before:
+    """A model as it was before any extension of ours, with what its own keys ask for."""
+
+    model: Model  # as it is on disk
+    original: Original
+    facts: Facts
+    tensors: Tensors
+    own: Intent
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What will be written, decided and laid out; no byte of it is on disk yet."""
+
+    before: Before
+    intent: Intent | None  # None: a restoration
+    encoded: Encoded | None
+    layouts: Mapping[int, Layout]  # part -> its new bytes; the other parts stay as they are
+    findings: tuple[Finding, ...]
+    identical: bool = False  # of a restoration: the header is the original's, byte for byte
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was done (or would be, on a dry run)."""
+
+    extension: Extension
+    outputs: tuple[tuple[Path, int, How], ...]
+    seconds: float
+    findings: tuple[Finding, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, size, _ in self.outputs)
+
+    @property
+    def tensors(self) -> int:
+        parts = enumerate(self.extension.before.model.parts)
+        layouts = self.extension.layouts
+        return sum(layouts[i].tensors if i in layouts else len(part.tensors) for i, part in parts)
+
+
+def read_before(path: str | Path, *, strict: bool = False) -> Before:
+    """Reads a model and undoes, in memory, what an earlier run did to it."""
+    model = read_model(path, strict=strict)
+    original = original_of(model)
+    check_parts(model, original)
+    first = replace(model.first, entries=original.entries)
+    undone = Model((first, *model.parts[1:]))
+    facts = read_facts(undone)
+    tensors = _original_tensors(model, original)
+    _check_rope(model, facts, tensors)
+    return Before(model, original, facts, tensors, own_intent(undone, facts, tensors))
+
+
+def _check_rope(model: Model, facts: Facts, tensors: Tensors) -> None:
+    """Refuses numbers with which llama.cpp would not load the model, or divide by zero."""
+    graph = GRAPHS[facts.arch]
+    if graph.rope is RopeKind.NONE:
+        return
+    for name, value in ((DIMENSIONS, facts.dimensions), (BASE, facts.base)):
+        if value == 0:
+            text = f"{facts.arch}.{name} is 0, a positive number is needed"
+            raise InputError(text, file=model.path, code="bad_metadata")
+    pairs = file_dimensions(facts, LayerClass.FULL) // 2
+    if tensors.rope_freqs is not None and graph.rope_freqs is RopeFreqs.USED and len(tensors.rope_freqs) != pairs:
+        text = f"{ROPE_FREQS} has {len(tensors.rope_freqs)} factors, the model turns {pairs} pairs"
+        raise InputError(text, file=model.path, code="bad_tensor")
+
+
+def _original_tensors(model: Model, original: Original) -> Tensors:
+    tensors = read_tensors(model)
+    if original.added:
+        return replace(tensors, rope_freqs=None)
+    if original.replaced is not None:
+        if tensors.rope_freqs is None or len(original.replaced) != 4 * len(tensors.rope_freqs):
+            text = f"{RESTORE} is damaged: the {ROPE_FREQS} that it holds is not the size of the file's"
+            raise InputError(text, file=model.path, code="bad_restore")
+        return replace(tensors, rope_freqs=tuple(float(v) for v in np.frombuffer(original.replaced, "<f4")))
+    return tensors
+
+
+def plan_extension(before: Before, options: RopeOptions, encoding: Encoding = "auto") -> Extension:
+    """Decides keys, tensor and layout. Raises where the result would not be what was asked for."""
+    try:
+        resolved = resolve(before.own, options)
+        _check_range(resolved.intent)
+    except (UsageError, InputError) as error:
+        raise type(error)(error.text, file=before.model.path, code=error.code) from error
+    intent = resolved.intent
+    first = replace(before.model.first, entries=before.original.entries)
+    undone = Model((first, *before.model.parts[1:]))
+    encoded = encode(undone, before.facts, before.tensors, intent, encoding, typed=bool(options.given))
+    findings = [warning("resolved", text) for text in resolved.notes]
+    findings += _inexact(encoded, before.facts)
+    if before.model.trailing:
+        text = f"{before.model.trailing} bytes behind the last tensor are kept; --strict refuses such a file"
+        findings.append(warning("trailing_bytes", text))
+    return Extension(before, intent, encoded, _layouts(before, intent, encoded), tuple(findings))
+
+
+def _check_range(intent: Intent) -> None:
+    """A GGUF holds these numbers as float32, and llama.cpp counts tokens in 31 bits."""
+    if intent.context > MAX_CONTEXT:
+        text = f"a context of {intent.context:.15g} tokens is more than llama.cpp can count ({MAX_CONTEXT})"
+        raise UsageError(text, code="bad_rope")
+    numbers = {"factor": intent.factor, "attention factor": intent.rope.magnitude()}
+    if intent.yarn is not None:
+        numbers |= {"beta_fast": intent.yarn.beta_fast, "beta_slow": intent.yarn.beta_slow}
+    for name, value in numbers.items():
+        if value != 0 and not MIN_NUMBER <= value <= MAX_NUMBER:
+            text = f"{name} {value:g} is beyond what a GGUF can hold, {MIN_NUMBER:.2g} to {MAX_NUMBER:.2g}"
+            raise UsageError(text, code="bad_rope")
+
+
+def _inexact(encoded: Encoded, facts: Facts) -> list[Finding]:
+    if encoded.stock.exact:
+        return []
+    remedy = "a patched llama.cpp computes it exactly" if encoded.patched.exact else "nor does a patched one compute it"
+    return [warning("not_exact_on_stock", f"stock llama.cpp differs in {encoded.stock.text}; {remedy}")]
+
+
+def _layouts(before: Before, intent: Intent, encoded: Encoded) -> dict[int, Layout]:
+    """Part 1 with its new header; and, where its data changes, the other part that holds `rope_freqs.weight`."""
+    original, data = before.original, _data(encoded.changes.rope_freqs)
+    holder, old = _holder(before), _data(before.tensors.rope_freqs)
+    add = data is not None and holder is None
+    entries = encoded.changes.apply(before.facts.arch, {e.key: e for e in without_ours(original.entries.values())})
+    if add:
+        entries = _one_more_tensor(entries)
+    entries |= {e.key: e for e in settings_entries(intent, encoded.encoding, __version__)}
+    # part 1 knows the data that another part has lost or, should power fail before its rename, will not have lost
+    replaced = old if holder is not None and (data is not None or holder > 0) else None
+    entries[RESTORE] = entry(RESTORE, ValueType.STRING, restore_record(original, entries, added=add, replaced=replaced))
+    edit = _edit(before, list(entries.values()))
+    if add and data is not None:
+        edit = replace(edit, added=((TensorInfo(ROPE_FREQS, (len(data) // 4,), F32, 0), data),))
+    return _parts(before, edit, data or old, padding_entry)
+
+
+def _data(factors: Sequence[float] | None) -> bytes | None:
+    return None if factors is None else np.array(factors, "<f4").tobytes()
+
+
+def _holder(before: Before) -> int | None:
+    """The part that holds the model's own `rope_freqs.weight`."""
+    return None if before.original.added else before.model.tensors.get(ROPE_FREQS, (None,))[0]
+
+
+def _edit(before: Before, entries: Sequence[Entry]) -> Edit:
+    """What becomes of part 1, but for the data of a tensor."""
+    original, first = before.original, before.model.first
+    return Edit(
+        entries,
+        dropped=frozenset({ROPE_FREQS}) if original.added else frozenset(),
+        body=original.body,
+        trailing=min(original.trailing, first.trailing),  # another tool may have dropped them
+    )
+
+
+def _parts(
+    before: Before, edit: Edit, rope_freqs: bytes | None, padding: Callable[[int], Entry] | None = None
+) -> dict[int, Layout]:
+    """The new part 1; and the part that holds `rope_freqs.weight`, where that is another and has other data."""
+    model, holder = before.model, _holder(before)
+    if holder == 0 and rope_freqs is not None:
+        edit = replace(edit, overlaid={ROPE_FREQS: rope_freqs})
+    layouts = {0: rearranged(model.first, edit, padding)}
+    if holder and rope_freqs is not None and rope_freqs != _data(read_tensors(model).rope_freqs):
+        layouts[holder] = _overlaid(model.parts[holder], {ROPE_FREQS: rope_freqs})
+    return layouts
+
+
+def _overlaid(part: Header, data: Mapping[str, bytes]) -> Layout:
+    """Another part with the same header and other data of one tensor."""
+    entries, tensors = list(part.entries.values()), list(part.tensors.values())
+    gap = header_bytes(part)[length_of(entries, tensors) :]
+    return rearranged(part, Edit(entries, overlaid=data, trailing=part.trailing, gap=gap))
+
+
+def _one_more_tensor(entries: dict[str, Entry]) -> dict[str, Entry]:
+    count = entries.get(SPLIT_TENSORS)
+    if count is None:
+        return entries
+    value = count.value()
+    assert isinstance(value, int)  # `read_model` has refused anything else
+    return {**entries, SPLIT_TENSORS: entry(SPLIT_TENSORS, count.type, value + 1)}
+
+
+def plan_restoration(before: Before) -> Extension:
+    """The way back to the original header, and to the original tensor data where that was replaced."""
+    model, original = before.model, before.original
+    if not original.extended:
+        text = f"has no {RESTORE}, so yarn-gguf did not extend it; there is nothing to restore"
+        raise InputError(text, file=model.path, code="not_extended")
+    edit = replace(_edit(before, list(original.entries.values())), gap=original.gap)
+    layouts = _parts(before, edit, _data(before.tensors.rope_freqs))
+    same_end = edit.trailing == original.trailing and layouts[0].size == _original_size(before, layouts[0])
+    identical = digest_of(layouts[0].header) == original.digest and same_end
+    text = "another tool has changed the file since: the original settings are back, but it is not byte-identical"
+    findings = () if identical else (warning("not_identical", text),)
+    return Extension(before, None, None, layouts, findings, identical)
+
+
+def _original_size(before: Before, layout: Layout) -> int:
+    return len(layout.header) + (before.original.body or 0) + before.original.trailing
+
+
+def default_output(extension: Extension) -> Path:
+    """`NAME-yarn8x.gguf` beside the input; of a set, the name of its first part."""
+    path = extension.before.model.path
+    stem = path.name.removesuffix(".gguf")
+    count = len(extension.before.model.parts)
+    if count > 1:
+        stem = stem[: -len("-00001-of-00001")]
+    intent = extension.intent
+    suffix = "restored" if intent is None else f"{intent.method}{_compact(intent.factor)}x"
+    if intent is not None and intent.method == "none":
+        suffix = "unscaled"
+    name = path.with_name(f"{stem}-{suffix}.gguf")
+    return part_path(name, 1, count) if count > 1 else name
+
+
+def _compact(factor: float) -> str:
+    return f"{factor:.4g}".replace("+", "")
+
+
+def write_extension(
+    extension: Extension,
+    output: Path | None,
+    *,
+    in_place: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    jobs: int = 0,
+    progress: Progress = lambda _: None,
+) -> Outcome:
+    """Writes all parts and gives them their names together; on a dry run only checks that it could."""
+    began = time.monotonic()
+    sources = [part.path for part in extension.before.model.parts]
+    finals = sources if in_place else _finals(output or default_output(extension), len(sources))
+    _check(finals, sources, in_place=in_place, force=force)
+    if dry_run:
+        sizes = [_new_size(extension, i) for i in range(len(sources))]
+        hows: list[How] = ["written" if i in extension.layouts else "kept" for i in range(len(sources))]
+        return Outcome(extension, tuple(zip(finals, sizes, hows, strict=True)), 0.0, extension.findings)
+    outputs: list[tuple[Path, int, How]] = []
+    # over its own input a set keeps, whenever power fails, a part 1 that knows the way back of the other parts' data
+    leads = extension.intent is not None and any(final in sources for final in finals)
+    with staged(overwrite=force or in_place, jobs=jobs, progress=progress, first_leads=leads) as stage:
+        for i, (final, source) in enumerate(zip(finals, sources, strict=True)):
+            how = _write_part(stage, extension, i, final, in_place=in_place)
+            if in_place and how != "kept":
+                stage.keep_mode(final, source)
+            outputs.append((final, _new_size(extension, i), how))
+    return Outcome(extension, tuple(outputs), time.monotonic() - began, extension.findings + _told(outputs, extension))
+
+
+def _new_size(extension: Extension, part: int) -> int:
+    layout = extension.layouts.get(part)
+    return extension.before.model.parts[part].stamp.size if layout is None else layout.size
+
+
+def _finals(output: Path, count: int) -> list[Path]:
+    return [output] if count == 1 else [part_path(output, number, count) for number in range(1, count + 1)]
+
+
+def _check(finals: Sequence[Path], sources: Sequence[Path], *, in_place: bool, force: bool) -> None:
+    for final in finals:
+        if in_place and final.is_symlink():
+            text = "is a symbolic link; give the file it points to, or write another with -o"
+            raise UsageError(text, file=final, code="output_is_link")
+        if not in_place:
+            check_target(final, sources, overwrite=force)
+
+
+def _write_part(stage: Stage, extension: Extension, part: int, final: Path, *, in_place: bool) -> How:
+    layout, header = extension.layouts.get(part), extension.before.model.parts[part]
+    if layout is not None:
+        return "shared" if stage.write(final, layout.size, layout.pieces) else "written"
+    return "kept" if in_place else stage.duplicate(final, header.path, header.stamp)
+
+
+def _told(outputs: Sequence[tuple[Path, int, How]], extension: Extension) -> tuple[Finding, ...]:
+    """What happened to the other parts of a set."""
+    hows = Counter(how for i, (_, _, how) in enumerate(outputs) if i not in extension.layouts)
+    return tuple(note("parts", f"{count} other part{'s' * (count > 1)} {how}") for how, count in hows.items())
+
+
+def main_type(model: Model) -> str:
+    """The tensor type that most of the model's bytes have."""
+    sizes: Counter[str] = Counter()
+    for _, tensor in model.tensors.values():
+        sizes[TENSOR_TYPES[tensor.type].name] += tensor.size
+    return max(sizes, key=lambda name: sizes[name], default="F32")

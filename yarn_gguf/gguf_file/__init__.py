@@ -1,0 +1,1 @@
+"""The GGUF format: read, prove, write. Knows no model."""

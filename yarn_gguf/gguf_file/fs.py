@@ -1,0 +1,165 @@
+"""Every call to the system that some platform or filesystem lacks, each with a portable fallback.
+
+`FAST = False` (or YARN_GGUF_PLAIN_IO=1) takes the fallbacks everywhere: that is how the tests run both ways.
+Knows descriptors and offsets; nothing of GGUF.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import struct
+import sys
+import threading
+from pathlib import Path
+from typing import Final
+
+FAST: bool = os.environ.get("YARN_GGUF_PLAIN_IO") != "1"
+BLOCK: Final = 4096  # what reflinks are aligned to on btrfs, xfs and apfs with usual settings
+_FICLONERANGE: Final = 0x4020940D  # _IOW(0x94, 13, struct file_clone_range)
+_PIECE: Final = 1 << 20
+# the C function that swaps two names: itself, what stands before each of the names, the flag that says "swap"
+_SWAPS: Final[dict[str, tuple[str, tuple[int, ...], tuple[int, ...], int]]] = {
+    "linux": ("renameat2", (-100,), (-100,), 2),  # AT_FDCWD; RENAME_EXCHANGE
+    "darwin": ("renamex_np", (), (), 2),  # RENAME_SWAP
+}
+
+_seek_lock = threading.Lock()  # the fallbacks move a shared file position
+
+# what "this filesystem or kernel cannot do that" looks like, where a plain copy still can
+_UNSUPPORTED: Final = frozenset(
+    {errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EBADF, errno.EPERM, errno.ETXTBSY}
+)
+
+
+def pread(fd: int, count: int, offset: int) -> bytes:
+    if FAST and hasattr(os, "pread"):
+        return os.pread(fd, count, offset)
+    with _seek_lock:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.read(fd, count)
+
+
+def pwrite(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Writes all of `data`; a short write goes on where it stopped."""
+    view = memoryview(data).cast("B")
+    while view:
+        if FAST and hasattr(os, "pwrite"):
+            done = os.pwrite(fd, view, offset)
+        else:
+            with _seek_lock:
+                os.lseek(fd, offset, os.SEEK_SET)
+                done = os.write(fd, view)
+        view, offset = view[done:], offset + done
+
+
+def copy_range(source: int, start: int, target: int, to: int, length: int) -> int:
+    """Copies up to `length` bytes, in the kernel where it can; returns how many, fewer only at the source's end."""
+    done = 0
+    if FAST and hasattr(os, "copy_file_range"):
+        try:
+            while done < length:
+                count = os.copy_file_range(source, target, length - done, start + done, to + done)
+                if not count:
+                    break  # the source's end, or a filesystem that says so instead of "unsupported"
+                done += count
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+    while done < length:
+        data = pread(source, min(_PIECE, length - done), start + done)
+        if not data:
+            return done
+        pwrite(target, data, to + done)
+        done += len(data)
+    return done
+
+
+def clone_range(source: int, start: int, target: int, to: int, length: int) -> bool:
+    """Shares `length` bytes' extents instead of copying them; False, and nothing done, where that cannot be had.
+
+    Offsets and length must be multiples of the filesystem's block.
+    """
+    if not FAST or os.name != "posix":
+        return False
+    try:
+        import fcntl
+
+        fcntl.ioctl(target, _FICLONERANGE, struct.pack("=qQQQ", source, start, length, to))
+    except (OSError, ImportError) as error:
+        if isinstance(error, OSError) and error.errno not in _UNSUPPORTED:
+            raise
+        return False
+    return True
+
+
+def preallocate(fd: int, size: int) -> None:
+    """Reserves the whole file at once: a full disk shows here, and delayed allocation has nothing left to decide."""
+    if FAST and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+    os.ftruncate(fd, size)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in `folder` durable; on Windows a folder cannot be opened, and the rename is journaled."""
+    if os.name != "posix":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network filesystems do not sync folders
+            raise
+    finally:
+        os.close(fd)
+
+
+def publish(temporary: Path, final: Path, *, overwrite: bool) -> None:
+    """Gives a finished file its name in one step; without `overwrite` a file that appeared meanwhile is an error.
+
+    What it replaces is kept under the temporary's name where the system can swap two names.
+    """
+    if overwrite:
+        if not (os.path.lexists(final) and exchange(temporary, final)):
+            temporary.replace(final)
+        return
+    try:
+        if not FAST:
+            raise OSError(errno.ENOSYS, "fast path off")
+        os.link(temporary, final)  # the one portable rename that refuses to replace
+        temporary.unlink()
+        return
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED | {errno.EMLINK, errno.EACCES}:
+            raise
+        if os.path.lexists(final):
+            raise FileExistsError(errno.EEXIST, "exists", str(final)) from error
+    temporary.replace(final)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swaps two names in one step; False, and nothing done, where that cannot be had."""
+    if not FAST or sys.platform not in _SWAPS:
+        return False
+    import ctypes
+
+    name, before, between, flag = _SWAPS[sys.platform]
+    swap = getattr(ctypes.CDLL(None, use_errno=True), name, None)
+    if swap is None:
+        return False
+    if swap(*before, os.fsencode(one), *between, os.fsencode(other), flag) == 0:
+        return True
+    error = ctypes.get_errno()
+    if error in _UNSUPPORTED | {errno.ENOENT}:
+        return False
+    raise OSError(error, os.strerror(error), str(other))
+
+
+def free_space(folder: Path) -> int:
+    return shutil.disk_usage(folder).free

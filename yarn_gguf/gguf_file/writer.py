@@ -1,0 +1,390 @@
+"""Puts whole files in place: all of their bytes at known offsets, atomically, in bounded memory, from several workers.
+
+    with staged(overwrite=…) as stage:
+        stage.write(path, size, pieces)     # a temporary beside the final name
+        stage.duplicate(path, source, stamp)
+    …                                       # leaving the block: space checked, filled by pwrite, fsynced, renamed
+
+Any exception, a signal's included, leaves the final names as they were and no temporary behind: files that have their
+name already are taken back. Knows nothing of GGUF.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from yarn_gguf.errors import ResourceError, UsageError
+from yarn_gguf.gguf_file import fs
+from yarn_gguf.gguf_file.header import Stamp
+from yarn_gguf.gguf_file.reader import open_regular, stamp_of
+
+SLICE: Final = 32 << 20  # bytes per step of a worker: what bounds the wait after Ctrl-C, and the memory in flight
+
+_DEVICES: Final = (Path("/dev"), Path("/dev/fd"))  # /dev/stdout may lead to a file, and is none
+
+Progress = Callable[[int], None]  # called with the bytes just done
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Bytes that we hold."""
+
+    data: bytes
+    to: int
+
+    @property
+    def length(self) -> int:
+        return len(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Bytes of another file, which must still be the one it was."""
+
+    source: Path
+    stamp: Stamp
+    start: int
+    length: int
+    to: int
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Bytes that a worker computes when their turn comes, at most one slice of them."""
+
+    make: Callable[[], bytes | memoryview]
+    length: int
+    to: int
+
+
+Piece = Held | Copy | Made
+
+
+def check_target(final: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
+    """Refuses an output that is no place for a file; and one that exists, unless replacing it was asked for."""
+    if not final.parent.is_dir():
+        raise UsageError("its folder does not exist; create it first", file=final, code="no_folder")
+    if final.is_dir():
+        raise UsageError("is a folder; name a file", file=final, code="output_is_folder")
+    if (final.exists() and not final.is_file()) or final.parent.resolve() in _DEVICES:
+        raise UsageError("is a device or a pipe; name a file", file=final, code="output_is_special")
+    if overwrite or not os.path.lexists(final):
+        return
+    if final.exists() and any(final.samefile(one) for one in inputs):
+        raise UsageError("is the input itself; use --in-place, or another name", file=final, code="output_is_input")
+    what = "is a symbolic link" if final.is_symlink() else "exists"
+    raise UsageError(f"{what}; --force replaces it", file=final, code="output_exists")
+
+
+@dataclass
+class _Output:
+    """One file on its way to its final name."""
+
+    final: Path
+    temporary: Path
+    size: int
+    pieces: Sequence[Piece] = ()
+    shared: bool = False  # its copied bytes share extents with their source
+    complete: bool = False  # there is nothing to fill: it is a hard link
+    identity: tuple[int, int] = (0, 0)  # device and inode, once it is about to be renamed
+    replaces: bool = False  # something has its final name
+
+
+@dataclass
+class Stage:
+    """Temporaries that wait for their bytes and their names."""
+
+    overwrite: bool
+    jobs: int
+    progress: Progress
+    first_leads: bool = False  # part 1 takes its name before the others, not after them
+    outputs: list[_Output] = field(default_factory=list)
+    complete: bool = False  # all have their names
+
+    def write(self, final: Path, size: int, pieces: Sequence[Piece]) -> bool:
+        """Plans the file that will be `final`; says whether its copied bytes will share extents with their source."""
+        output = self._create(final, size)
+        output.pieces, output.shared = pieces, _clonable(output, pieces)
+        return output.shared
+
+    def duplicate(self, final: Path, source: Path, stamp: Stamp) -> Literal["shared", "hard-linked", "copied"]:
+        """Plans the same file under another name: by shared extents, else as a hard link, else as a copy."""
+        if self.write(final, stamp.size, [Copy(source, stamp, 0, stamp.size, 0)]):
+            return "shared"
+        return "hard-linked" if _link(self.outputs[-1], source, stamp) else "copied"
+
+    def _create(self, final: Path, size: int) -> _Output:
+        output = _Output(final, _temporary(final), size)
+        self.outputs.append(output)  # before there is a file that somebody must remove
+        with _explained(final, size):
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+            os.close(os.open(output.temporary, flags, 0o666))
+        return output
+
+    def keep_mode(self, final: Path, like: Path) -> None:
+        """Gives what will be `final` the permissions of `like`, and its owner where we may."""
+        temporary, info = self._temporary_of(final), like.stat()
+        if hasattr(os, "chown"):
+            with contextlib.suppress(OSError):
+                os.chown(temporary, info.st_uid, info.st_gid)
+        temporary.chmod(stat.S_IMODE(info.st_mode))
+
+    def _temporary_of(self, final: Path) -> Path:
+        return next(output.temporary for output in self.outputs if output.final == final)
+
+    def fill(self) -> None:
+        """Writes and syncs all bytes; the room for all of them is there before the first one is written."""
+        _check_space([output for output in self.outputs if not (output.shared or output.complete)])
+        for output in self.outputs:
+            if not output.complete:
+                with _explained(output.final, output.size):
+                    self._fill(output)
+
+    def _fill(self, output: _Output) -> None:
+        with _opened(output.temporary) as fd:
+            if output.shared:
+                os.ftruncate(fd, output.size)
+            else:
+                fs.preallocate(fd, output.size)
+            _fill(fd, _slices(output.pieces), self.jobs, self.progress, shared=output.shared)
+            os.fsync(fd)
+
+    def publish(self) -> None:
+        """Renames all, each rename on disk before the next. A new set is complete, or lacks its first part."""
+        for folder in {output.final.parent for output in self.outputs}:
+            with _explained(folder, 0):
+                fs.sync_folder(folder)  # one that cannot be synced shows before anything has changed
+        for output in self.outputs if self.first_leads else reversed(self.outputs):
+            with _explained(output.final, output.size):
+                self._rename(output)
+                fs.sync_folder(output.final.parent)
+        self.complete = True
+
+    def _rename(self, output: _Output) -> None:
+        info = output.temporary.lstat()
+        output.identity, output.replaces = (info.st_dev, info.st_ino), os.path.lexists(output.final)
+        try:
+            fs.publish(output.temporary, output.final, overwrite=self.overwrite)
+        except FileExistsError as error:
+            text = "appeared meanwhile; --force replaces it"
+            raise UsageError(text, file=output.final, code="output_exists") from error
+
+    def discard(self) -> None:
+        """Takes back the names that were given, unless all were, and removes the temporaries. Can be done twice."""
+        for output in self.outputs:
+            if not self.complete:
+                _take_back(output)
+            output.temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged(
+    *, overwrite: bool, jobs: int = 0, progress: Progress = lambda _: None, first_leads: bool = False
+) -> Iterator[Stage]:
+    """Files planned inside are written and take their names together at the end of the block, or not at all."""
+    stage = Stage(overwrite, jobs or os.cpu_count() or 1, progress, first_leads)
+    try:
+        yield stage
+        stage.fill()
+        stage.publish()
+    finally:
+        try:
+            stage.discard()
+        except BaseException:  # a signal that came only now
+            stage.discard()
+            raise
+
+
+def _temporary(final: Path) -> Path:
+    """A name that no other run has, and that says whose it is should power fail."""
+    start = os.fsencode(final.name)[:200].decode("utf-8", "ignore")  # the system's limit is in bytes
+    return final.with_name(f".{start}.{secrets.token_hex(4)}.yarn-gguf-tmp")
+
+
+def _take_back(output: _Output) -> None:
+    """Undoes a rename: what was replaced lies under the temporary's name. Where it could not be kept, nothing is done:
+    the new file, which is whole, stays."""
+    with contextlib.suppress(OSError):
+        info = output.final.lstat()
+        if (info.st_dev, info.st_ino) != output.identity:
+            return
+        if not output.replaces:
+            output.final.unlink()
+        elif output.temporary.exists():
+            fs.exchange(output.temporary, output.final)
+
+
+def _link(output: _Output, source: Path, stamp: Stamp) -> bool:
+    """Puts a hard link of `source` in the temporary's place; False where the filesystem cannot."""
+    output.temporary.unlink()
+    try:
+        os.link(source.resolve(), output.temporary)  # resolved: the link of a symbolic link may lead nowhere
+        with open_regular(output.temporary) as file:
+            if stamp_of(file) != stamp:
+                raise _changed(source)
+    except OSError:
+        os.close(os.open(output.temporary, os.O_RDWR | os.O_CREAT, 0o666))
+        return False
+    output.complete = True
+    return True
+
+
+@contextlib.contextmanager
+def _opened(temporary: Path) -> Iterator[int]:
+    fd = os.open(temporary, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _explained(final: Path, size: int) -> Iterator[None]:
+    """Turns the system's errors into one line about `final`."""
+    try:
+        yield
+    except OSError as error:
+        text = f"cannot be written: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            text += f"; needs {size} bytes, free {fs.free_space(final.parent)} in its folder"
+        raise ResourceError(text, file=final, code="write_failed") from error
+
+
+def _check_space(outputs: Sequence[_Output]) -> None:
+    """All outputs together must fit; each folder counts for itself, as they may be on several filesystems."""
+    for folder in {output.final.parent for output in outputs}:
+        here = [output for output in outputs if output.final.parent == folder]
+        needed, free = sum(output.size for output in here), fs.free_space(folder)
+        if needed > free:
+            text = f"needs {needed} bytes, free {free} in its folder; make room or name another folder"
+            raise ResourceError(text, file=here[0].final, code="no_space")
+
+
+def _clonable(output: _Output, pieces: Sequence[Piece]) -> bool:
+    """Whether the filesystem shares the extents of the largest copy; tried with one block, written over later."""
+    copies = [p for p in pieces if isinstance(p, Copy) and p.length >= 2 * fs.BLOCK]
+    if not copies:
+        return False
+    largest = max(copies, key=lambda p: p.length)
+    skip = -largest.start % fs.BLOCK
+    if (largest.to + skip) % fs.BLOCK:
+        return False
+    with (
+        open_regular(largest.source) as source,
+        _explained(output.final, output.size),
+        _opened(output.temporary) as fd,
+    ):
+        return fs.clone_range(source.fileno(), largest.start + skip, fd, largest.to + skip, fs.BLOCK)
+
+
+def _slices(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces in steps of at most SLICE bytes, cut at blocks so that extents can be shared."""
+    for piece in pieces:
+        if not isinstance(piece, Copy):
+            yield piece
+            continue
+        done = 0
+        while done < piece.length:
+            cut = min(piece.length, pad_down(piece.start + done + SLICE) - piece.start)
+            yield Copy(piece.source, piece.stamp, piece.start + done, cut - done, piece.to + done)
+            done = cut
+
+
+def pad_down(offset: int) -> int:
+    return offset - offset % fs.BLOCK
+
+
+def _fill(fd: int, slices: Iterator[Piece], jobs: int, progress: Progress, *, shared: bool) -> None:
+    """Runs the slices on `jobs` workers, no more than two for each in flight."""
+    with contextlib.ExitStack() as stack:
+        sources = _Sources(stack)
+        pool = stack.enter_context(ThreadPoolExecutor(jobs, "write"))
+        running: set[Future[int]] = set()
+        try:
+            for piece in slices:
+                source = sources.open(piece) if isinstance(piece, Copy) else -1
+                running.add(pool.submit(_put, fd, piece, source, shared))
+                if len(running) >= 2 * jobs:
+                    running = _drain(running, progress)
+            while running:
+                running = _drain(running, progress)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        sources.check()
+
+
+def _drain(running: set[Future[int]], progress: Progress) -> set[Future[int]]:
+    done, rest = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        progress(future.result())
+    return rest
+
+
+class _Sources:
+    """The files that are copied from, each open once, and proof that they are still what they were."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self.stack = stack
+        self.files: dict[Path, tuple[int, Copy]] = {}
+
+    def open(self, piece: Copy) -> int:
+        if piece.source not in self.files:
+            file = self.stack.enter_context(open_regular(piece.source))
+            if stamp_of(file) != piece.stamp:
+                raise _changed(piece.source)
+            self.files[piece.source] = file.fileno(), piece
+        return self.files[piece.source][0]
+
+    def check(self) -> None:
+        for path, (fd, piece) in self.files.items():
+            info = os.fstat(fd)
+            if (info.st_size, info.st_mtime_ns, info.st_ino) != (
+                piece.stamp.size,
+                piece.stamp.mtime_ns,
+                piece.stamp.inode,
+            ):
+                raise _changed(path)
+
+
+def _changed(path: Path) -> ResourceError:
+    return ResourceError(
+        "changed while it was read; run again when nothing writes to it", file=path, code="input_changed"
+    )
+
+
+def _put(fd: int, piece: Piece, source: int, shared: bool) -> int:
+    """Writes one slice; returns its length."""
+    if isinstance(piece, Copy):
+        if not (shared and _clone(fd, piece, source)):
+            done = fs.copy_range(source, piece.start, fd, piece.to, piece.length)
+            if done != piece.length:
+                raise _changed(piece.source)
+    else:
+        data = piece.data if isinstance(piece, Held) else piece.make()
+        if len(data) != piece.length:
+            raise AssertionError(f"a slice of {piece.length} bytes was made {len(data)} long")
+        fs.pwrite(fd, data, piece.to)
+    return piece.length
+
+
+def _clone(fd: int, piece: Copy, source: int) -> bool:
+    """Shares the whole blocks of a slice and copies its ragged ends; False when no block can be shared."""
+    head = -piece.start % fs.BLOCK
+    middle = pad_down(piece.length - head) if piece.length > head else 0
+    if middle <= 0 or (piece.to + head) % fs.BLOCK:
+        return False
+    if not fs.clone_range(source, piece.start + head, fd, piece.to + head, middle):
+        return False
+    for begin, length in ((0, head), (head + middle, piece.length - head - middle)):
+        if fs.copy_range(source, piece.start + begin, fd, piece.to + begin, length) != length:
+            raise _changed(piece.source)
+    return True
