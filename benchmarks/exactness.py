@@ -15,7 +15,8 @@ from typing import Any
 from tests.test_logits import divergence
 from tests.toys import TOYS, YARN, save_checkpoint
 from tests.upstream import convert
-from yarn_gguf.extend import plan_extension, read_before, write_extension
+from yarn_gguf.before import read_before
+from yarn_gguf.extend import plan_extension, write_extension
 from yarn_gguf.intent import RopeOptions
 
 SETTINGS: dict[str, dict[str, Any]] = {

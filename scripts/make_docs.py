@@ -17,8 +17,9 @@ from yarn_gguf.cli import cli
 from yarn_gguf.effective import Tensors
 from yarn_gguf.encoding import Encoded, encode
 from yarn_gguf.errors import YarnGgufError
+from yarn_gguf.files import Stamp
 from yarn_gguf.gguf_file.format import F32, ValueType
-from yarn_gguf.gguf_file.header import Entry, Header, Stamp, TensorInfo, array_entry, entry
+from yarn_gguf.gguf_file.header import Entry, Header, TensorInfo, array_entry, entry
 from yarn_gguf.gguf_file.shards import Model
 from yarn_gguf.gguf_intent import own_intent
 from yarn_gguf.graphs import GRAPHS, LLAMA_CPP, TESTED, Graph, Pattern, RopeFreqs

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from yarn_gguf.before import read_before
 from yarn_gguf.encoding import Encoding
 from yarn_gguf.errors import InputError
-from yarn_gguf.extend import plan_extension, read_before, write_extension
+from yarn_gguf.extend import plan_extension, write_extension
 from yarn_gguf.graphs import TESTED
 from yarn_gguf.intent import RopeOptions
 

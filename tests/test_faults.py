@@ -366,7 +366,7 @@ def test_a_long_write_stops_within_seconds_and_tidies_up(name: str, again: bool,
         "",
         f"stopped by SIG{name}; no unfinished file was left behind\n",
     )
-    assert time.monotonic() - began < 10  # measured: 0.3 s
+    assert time.monotonic() - began < 10  # whatever the disk does: one slice a worker, and removing the temporary
     assert [path.name for path in big.parent.iterdir()] == ["model.gguf"]
 
 
@@ -453,8 +453,8 @@ def test_an_input_that_is_replaced_between_its_header_and_its_data_gives_no_outp
     stat = model.stat()
     os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     script = (
-        "import os, sys; from yarn_gguf import extend; from yarn_gguf.intent import RopeOptions\n"
-        "before = extend.read_before(sys.argv[1]); os.replace(sys.argv[2], sys.argv[1])\n"
+        "import os, sys; from yarn_gguf import extend; from yarn_gguf.before import read_before; from yarn_gguf.intent import RopeOptions\n"
+        "before = read_before(sys.argv[1]); os.replace(sys.argv[2], sys.argv[1])\n"
         "plan = extend.plan_extension(before, RopeOptions(factor=4.0))\n"
         "extend.write_extension(plan, None)"
     )

@@ -210,9 +210,10 @@ def test_the_output_fits_the_terminal(columns: int, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_architecture_is_extended_and_inspected_or_refused_in_one_line(tmp_path: Path) -> None:
     """Whatever llama.cpp knows by name, we have an answer for."""
+    out = str(tmp_path / "long.gguf")
     for arch in GRAPHS:
         model = small_model(tmp_path / "model.gguf", arch, {"attention.sliding_window": 128})
-        for arguments in (["inspect"], ["extend", "--factor", "4", "-o", tmp_path / "long.gguf", "--force"]):
-            done = run(arguments[0], model, *arguments[1:])
+        for command, *arguments in (["inspect"], ["extend", "--factor", "4", "-o", out, "--force"]):
+            done = run(command, model, *arguments)
             assert done.code in (0, 3), (arch, done)
             assert done.err.count("\n") == (done.code != 0), (arch, done)

@@ -21,7 +21,8 @@ from tests.command import COMMAND, Done, environment, extended, run, run_fresh
 from tests.make_gguf import Raw, hashes, rope_freqs_of, small_model
 from yarn_gguf.errors import UsageError
 from yarn_gguf.gguf_file import fs
-from yarn_gguf.gguf_file.writer import Held, staged
+from yarn_gguf.gguf_file.fill import Held
+from yarn_gguf.gguf_file.writer import staged
 
 STEP: Final = ("--factor", "4")
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")

@@ -16,27 +16,23 @@ from typing import Final, Literal
 import numpy as np
 
 from yarn_gguf import __version__
-from yarn_gguf.effective import LayerClass, Tensors, file_dimensions
+from yarn_gguf.before import Before
 from yarn_gguf.encoding import Encoded, Encoding, encode
 from yarn_gguf.errors import InputError, UsageError
 from yarn_gguf.findings import Finding, note, warning
+from yarn_gguf.gguf_file.fill import Progress
 from yarn_gguf.gguf_file.format import F32, TENSOR_TYPES, ValueType
 from yarn_gguf.gguf_file.header import Entry, Header, TensorInfo, entry
 from yarn_gguf.gguf_file.layout import Edit, Layout, length_of, rearranged
-from yarn_gguf.gguf_file.shards import SPLIT_TENSORS, Model, part_path, read_model
-from yarn_gguf.gguf_file.writer import Progress, Stage, check_target, staged
-from yarn_gguf.gguf_intent import own_intent, read_tensors
-from yarn_gguf.graphs import GRAPHS, RopeFreqs
-from yarn_gguf.graphs import Rope as RopeKind
+from yarn_gguf.gguf_file.shards import SPLIT_TENSORS, Model, part_path
+from yarn_gguf.gguf_file.writer import Stage, check_target, staged
+from yarn_gguf.gguf_intent import read_tensors
 from yarn_gguf.intent import Intent, RopeOptions, resolve
-from yarn_gguf.metadata import BASE, ROPE_FREQS, Facts, read_facts
+from yarn_gguf.metadata import ROPE_FREQS, Facts
 from yarn_gguf.provenance import (
     RESTORE,
-    Original,
-    check_parts,
     digest_of,
     header_bytes,
-    original_of,
     padding_entry,
     restore_record,
     settings_entries,
@@ -46,19 +42,7 @@ from yarn_gguf.provenance import (
 MAX_CONTEXT: Final = (1 << 31) - 1
 MIN_NUMBER: Final = float(np.finfo(np.float32).tiny)
 MAX_NUMBER: Final = float(np.finfo(np.float32).max)
-DIMENSIONS: Final = "rope.dimension_count"
 How = Literal["written", "shared", "hard-linked", "copied", "kept"]
-
-
-@dataclass(frozen=True)
-class Before:
-    """A model as it was before any extension of ours, with what its own keys ask for."""
-
-    model: Model  # as it is on disk
-    original: Original
-    facts: Facts
-    tensors: Tensors
-    own: Intent
 
 
 @dataclass(frozen=True)
@@ -93,46 +77,6 @@ class Outcome:
         return sum(layouts[i].tensors if i in layouts else len(part.tensors) for i, part in parts)
 
 
-def read_before(path: str | Path, *, strict: bool = False) -> Before:
-    """Reads a model and undoes, in memory, what an earlier run did to it."""
-    model = read_model(path, strict=strict)
-    original = original_of(model)
-    check_parts(model, original)
-    first = replace(model.first, entries=original.entries)
-    undone = Model((first, *model.parts[1:]))
-    facts = read_facts(undone)
-    tensors = _original_tensors(model, original)
-    _check_rope(model, facts, tensors)
-    return Before(model, original, facts, tensors, own_intent(undone, facts, tensors))
-
-
-def _check_rope(model: Model, facts: Facts, tensors: Tensors) -> None:
-    """Refuses numbers with which llama.cpp would not load the model, or divide by zero."""
-    graph = GRAPHS[facts.arch]
-    if graph.rope is RopeKind.NONE:
-        return
-    for name, value in ((DIMENSIONS, facts.dimensions), (BASE, facts.base)):
-        if value == 0:
-            text = f"{facts.arch}.{name} is 0, a positive number is needed"
-            raise InputError(text, file=model.path, code="bad_metadata")
-    pairs = file_dimensions(facts, LayerClass.FULL) // 2
-    if tensors.rope_freqs is not None and graph.rope_freqs is RopeFreqs.USED and len(tensors.rope_freqs) != pairs:
-        text = f"{ROPE_FREQS} has {len(tensors.rope_freqs)} factors, the model turns {pairs} pairs"
-        raise InputError(text, file=model.path, code="bad_tensor")
-
-
-def _original_tensors(model: Model, original: Original) -> Tensors:
-    tensors = read_tensors(model)
-    if original.added:
-        return replace(tensors, rope_freqs=None)
-    if original.replaced is not None:
-        if tensors.rope_freqs is None or len(original.replaced) != 4 * len(tensors.rope_freqs):
-            text = f"{RESTORE} is damaged: the {ROPE_FREQS} that it holds is not the size of the file's"
-            raise InputError(text, file=model.path, code="bad_restore")
-        return replace(tensors, rope_freqs=tuple(float(v) for v in np.frombuffer(original.replaced, "<f4")))
-    return tensors
-
-
 def plan_extension(before: Before, options: RopeOptions, encoding: Encoding = "auto") -> Extension:
     """Decides keys, tensor and layout. Raises where the result would not be what was asked for."""
     try:
@@ -141,9 +85,7 @@ def plan_extension(before: Before, options: RopeOptions, encoding: Encoding = "a
     except (UsageError, InputError) as error:
         raise type(error)(error.text, file=before.model.path, code=error.code) from error
     intent = resolved.intent
-    first = replace(before.model.first, entries=before.original.entries)
-    undone = Model((first, *before.model.parts[1:]))
-    encoded = encode(undone, before.facts, before.tensors, intent, encoding, typed=bool(options.given))
+    encoded = encode(before.undone, before.facts, before.tensors, intent, encoding, typed=bool(options.given))
     findings = [warning("resolved", text) for text in resolved.notes]
     findings += _inexact(encoded, before.facts)
     if before.model.trailing:

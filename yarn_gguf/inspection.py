@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from yarn_gguf.before import read_before
 from yarn_gguf.effective import (
     Difference,
     LayerClass,
@@ -23,7 +24,6 @@ from yarn_gguf.effective import (
 )
 from yarn_gguf.encoding import ENCODINGS
 from yarn_gguf.errors import InputError, UsageError
-from yarn_gguf.extend import read_before
 from yarn_gguf.findings import Finding, Level, error, note, warning
 from yarn_gguf.gguf_file.shards import Model
 from yarn_gguf.gguf_intent import own_intent, read_tensors

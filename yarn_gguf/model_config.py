@@ -11,8 +11,6 @@ one of the notes. A rope key that nobody knows is an error that names it.
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +19,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 from yarn_gguf.config_fields import HEADS, KV_HEADS, LENGTH, PARTIAL, Fields, Json, shown
 from yarn_gguf.config_ropes import Entry, build, rope_type
-from yarn_gguf.errors import InputError, ResourceError
+from yarn_gguf.errors import InputError
+from yarn_gguf.files import open_regular
 from yarn_gguf.intent import Intent
 from yarn_gguf.model_families import (
     CONV,
@@ -117,25 +116,8 @@ def read_config(folder: Path) -> ModelConfig:
 
 def _content(path: Path) -> bytes:
     """One byte more than may be, of a file that holds more."""
-    try:
-        _refuse_irregular(path.stat(), path)
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            _refuse_irregular(os.fstat(file.fileno()), path)
-            return file.read(LARGEST_FILE + 1)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError("no such file; give the folder of a checkpoint", file=path, code="not_found") from error
-    except OSError as error:
-        raise ResourceError(f"cannot be read: {error.strerror}", file=path, code="open_failed") from error
-
-
-def _refuse_irregular(status: os.stat_result, path: Path) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError("is not a regular file", file=path, code="not_regular")
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    """Should it become a FIFO only now, opening must not wait for a writer; regular files do not care."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    with open_regular(path, "the folder of a checkpoint") as file:
+        return file.read(LARGEST_FILE + 1)
 
 
 def _object(text: bytes, path: Path) -> Json:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from yarn_gguf.before import read_before
 from yarn_gguf.cli.options import GGUF_PATH, encoding_option, json_option, rope_options, strict_option
 from yarn_gguf.cli.render import (
     findings_json,
@@ -25,7 +26,6 @@ from yarn_gguf.extend import (
     main_type,
     plan_extension,
     plan_restoration,
-    read_before,
     write_extension,
 )
 from yarn_gguf.intent import RopeOptions

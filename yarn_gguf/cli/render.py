@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from yarn_gguf.findings import Finding, Level
-from yarn_gguf.gguf_file.writer import Progress
+from yarn_gguf.gguf_file.fill import Progress
 from yarn_gguf.intent import Intent
 
 SCHEMA = 1

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from yarn_gguf.files import Stamp
 from yarn_gguf.gguf_file.format import MAGIC, SCALARS, TENSOR_TYPES, ValueType, pad
 
 Scalar = bool | int | float | str
@@ -117,15 +118,6 @@ class TensorInfo:
     def encode(self) -> bytes:
         fields = struct.pack(f"<I{len(self.dims)}QIQ", len(self.dims), *self.dims, self.type, self.offset)
         return _string(self.name) + fields
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """What tells that a file is still the one that was opened."""
-
-    size: int
-    mtime_ns: int
-    inode: int
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from yarn_gguf.gguf_file.fill import Copy, Held, Piece
 from yarn_gguf.gguf_file.format import DEFAULT_ALIGNMENT, pad
 from yarn_gguf.gguf_file.fs import BLOCK
 from yarn_gguf.gguf_file.header import Entry, Header, TensorInfo, encode_header
 from yarn_gguf.gguf_file.reader import ALIGNMENT_KEY
-from yarn_gguf.gguf_file.writer import Copy, Held, Piece
 
 
 @dataclass(frozen=True)

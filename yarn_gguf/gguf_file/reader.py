@@ -12,12 +12,12 @@ from __future__ import annotations
 import codecs
 import io
 import os
-import stat
 import struct
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from yarn_gguf.errors import InputError, ResourceError
+from yarn_gguf.files import Stamp, open_regular, stamp_of
 from yarn_gguf.gguf_file.format import (
     DEFAULT_ALIGNMENT,
     MAGIC,
@@ -37,7 +37,7 @@ from yarn_gguf.gguf_file.format import (
     ValueType,
     pad,
 )
-from yarn_gguf.gguf_file.header import Entry, Header, Stamp, TensorInfo, to_text
+from yarn_gguf.gguf_file.header import Entry, Header, TensorInfo, to_text
 
 FIRST_PIECE: Final = 1 << 18
 TEXT_STEP: Final = 1 << 20  # bytes decoded at a time to see whether they are UTF-8
@@ -48,31 +48,6 @@ ALIGNMENT_KEY: Final = "general.alignment"
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _SIZES = {kind: struct.calcsize("<" + letter) for kind, letter in SCALARS.items()}
-
-
-def stamp_of(file: BinaryIO) -> Stamp:
-    info = os.fstat(file.fileno())
-    return Stamp(info.st_size, info.st_mtime_ns, info.st_ino)
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """The open file, refused before it is opened when it is no regular one: a FIFO would block, a tape rewind."""
-    try:
-        regular = stat.S_ISREG(path.stat().st_mode)
-        if regular:
-            # should it become a FIFO only now, opening must still not wait for a writer; regular files do not care
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError("no such file", file=path, code="not_found") from error
-    except OSError as error:
-        raise ResourceError(f"cannot be opened: {error.strerror}", file=path, code="open_failed") from error
-    except ValueError as error:  # a NUL, or text that the filesystem cannot spell
-        raise InputError(f"{os.fspath(path)!r} is no name that a file can have", code="not_found") from error
-    if regular and not (regular := stat.S_ISREG(os.fstat(descriptor).st_mode)):
-        os.close(descriptor)
-    if not regular:
-        raise InputError("is not a regular file; give a GGUF file", file=path, code="not_regular")
-    return os.fdopen(descriptor, "rb", buffering=0)
 
 
 class _Cursor:
@@ -89,7 +64,7 @@ class _Cursor:
         return InputError(f"at byte {where}: {text}", file=self.path, code=code)
 
     def check_unchanged(self) -> None:
-        if stamp_of(self.file) != self.stamp:
+        if stamp_of(self.file.fileno()) != self.stamp:
             raise ResourceError("changed while it was read", file=self.path, code="input_changed")
 
     @property
@@ -355,7 +330,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """Reads and proves everything before the data. O(header) time and memory."""
     where = Path(path)
     with open_regular(where) as file:
-        cursor = _Cursor(file, where, stamp_of(file))
+        cursor = _Cursor(file, where, stamp_of(file.fileno()))
         try:
             header = _read(cursor)
         except InputError:

@@ -1,0 +1,168 @@
+"""Fills one file: pieces at known offsets, in bounded memory, from several workers. Copies are made by the kernel.
+
+Knows descriptors and pieces; nothing of names, temporaries or GGUF.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from yarn_gguf.errors import ResourceError
+from yarn_gguf.files import Stamp, open_regular, stamp_of
+from yarn_gguf.gguf_file import fs
+
+SLICE: Final = 32 << 20  # bytes per step of a worker: what bounds the wait after Ctrl-C, and the memory in flight
+
+Progress = Callable[[int], None]  # called with the bytes just done
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Bytes that we hold."""
+
+    data: bytes
+    to: int
+
+    @property
+    def length(self) -> int:
+        return len(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Bytes of another file, which must still be the one it was."""
+
+    source: Path
+    stamp: Stamp
+    start: int
+    length: int
+    to: int
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Bytes that a worker computes when their turn comes, at most one slice of them."""
+
+    make: Callable[[], bytes | memoryview]
+    length: int
+    to: int
+
+
+Piece = Held | Copy | Made
+
+
+def can_share(fd: int, pieces: Sequence[Piece]) -> bool:
+    """Whether the filesystem shares the extents of the largest copy; tried with one block, written over later."""
+    copies = [p for p in pieces if isinstance(p, Copy) and p.length >= 2 * fs.BLOCK]
+    if not copies:
+        return False
+    largest = max(copies, key=lambda p: p.length)
+    skip = -largest.start % fs.BLOCK
+    if (largest.to + skip) % fs.BLOCK:
+        return False
+    with open_regular(largest.source) as source:
+        return fs.clone_range(source.fileno(), largest.start + skip, fd, largest.to + skip, fs.BLOCK)
+
+
+def _slices(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces in steps of at most SLICE bytes, cut at blocks so that extents can be shared."""
+    for piece in pieces:
+        if not isinstance(piece, Copy):
+            yield piece
+            continue
+        done = 0
+        while done < piece.length:
+            cut = min(piece.length, pad_down(piece.start + done + SLICE) - piece.start)
+            yield Copy(piece.source, piece.stamp, piece.start + done, cut - done, piece.to + done)
+            done = cut
+
+
+def pad_down(offset: int) -> int:
+    return offset - offset % fs.BLOCK
+
+
+def fill(fd: int, pieces: Iterable[Piece], jobs: int, progress: Progress, *, shared: bool) -> None:
+    """Puts the pieces in place on `jobs` workers, no more than two slices for each in flight."""
+    with contextlib.ExitStack() as stack:
+        sources = _Sources(stack)
+        pool = stack.enter_context(ThreadPoolExecutor(jobs, "write"))
+        running: set[Future[int]] = set()
+        try:
+            for piece in _slices(pieces):
+                source = sources.open(piece) if isinstance(piece, Copy) else -1
+                running.add(pool.submit(_put, fd, piece, source, shared))
+                if len(running) >= 2 * jobs:
+                    running = _drain(running, progress)
+            while running:
+                running = _drain(running, progress)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        sources.check()
+
+
+def _drain(running: set[Future[int]], progress: Progress) -> set[Future[int]]:
+    done, rest = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        progress(future.result())
+    return rest
+
+
+class _Sources:
+    """The files that are copied from, each open once, and proof that they are still what they were."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self.stack = stack
+        self.files: dict[Path, tuple[int, Copy]] = {}
+
+    def open(self, piece: Copy) -> int:
+        if piece.source not in self.files:
+            file = self.stack.enter_context(open_regular(piece.source))
+            if stamp_of(file.fileno()) != piece.stamp:
+                raise changed(piece.source)
+            self.files[piece.source] = file.fileno(), piece
+        return self.files[piece.source][0]
+
+    def check(self) -> None:
+        for path, (fd, piece) in self.files.items():
+            if stamp_of(fd) != piece.stamp:
+                raise changed(path)
+
+
+def changed(path: Path) -> ResourceError:
+    return ResourceError(
+        "changed while it was read; run again when nothing writes to it", file=path, code="input_changed"
+    )
+
+
+def _put(fd: int, piece: Piece, source: int, shared: bool) -> int:
+    """Writes one slice; returns its length."""
+    if isinstance(piece, Copy):
+        if not (shared and _clone(fd, piece, source)):
+            done = fs.copy_range(source, piece.start, fd, piece.to, piece.length)
+            if done != piece.length:
+                raise changed(piece.source)
+    else:
+        data = piece.data if isinstance(piece, Held) else piece.make()
+        if len(data) != piece.length:
+            raise AssertionError(f"a slice of {piece.length} bytes was made {len(data)} long")
+        fs.pwrite(fd, data, piece.to)
+    return piece.length
+
+
+def _clone(fd: int, piece: Copy, source: int) -> bool:
+    """Shares the whole blocks of a slice and copies its ragged ends; False when no block can be shared."""
+    head = -piece.start % fs.BLOCK
+    middle = pad_down(piece.length - head) if piece.length > head else 0
+    if middle <= 0 or (piece.to + head) % fs.BLOCK:
+        return False
+    if not fs.clone_range(source, piece.start + head, fd, piece.to + head, middle):
+        return False
+    for begin, length in ((0, head), (head + middle, piece.length - head - middle)):
+        if fs.copy_range(source, piece.start + begin, fd, piece.to + begin, length) != length:
+            raise changed(piece.source)
+    return True
