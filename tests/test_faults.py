@@ -453,9 +453,9 @@ def test_an_input_that_is_replaced_between_its_header_and_its_data_gives_no_outp
     stat = model.stat()
     os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     script = (
-        "import os, sys; from yarn_gguf import extend; from yarn_gguf.before import read_before; from yarn_gguf.intent import RopeOptions\n"
-        "before = read_before(sys.argv[1]); os.replace(sys.argv[2], sys.argv[1])\n"
-        "plan = extend.plan_extension(before, RopeOptions(factor=4.0))\n"
+        "import os, sys; from yarn_gguf import before, extend, intent\n"
+        "before = before.read_before(sys.argv[1]); os.replace(sys.argv[2], sys.argv[1])\n"
+        "plan = extend.plan_extension(before, intent.RopeOptions(factor=4.0))\n"
         "extend.write_extension(plan, None)"
     )
     command = [sys.executable, "-c", script, str(model), str(other)]

@@ -168,7 +168,7 @@ def test_an_empty_config_has_the_rope_of_the_class(tmp_path: Path, model_type: s
 
 
 SCALABLE = [
-    pytest.param(name, scaling, id=f"{name}-{scaling}")
+    (name, scaling)
     for name in FAMILIES
     for scaling in SCALINGS
     if (name not in OWN_TYPES or scaling == "default" or (name == "phi3" and scaling == "longrope"))
