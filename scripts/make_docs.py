@@ -42,8 +42,9 @@ SETTINGS = {
 def cli_page() -> str:
     """Every command's help, as the terminal shows it at 100 columns."""
     parts = ["# Command line\n\nMade from `--help`; `make docs` writes it anew.\n"]
+    settings = {**cli.context_settings, "max_content_width": WIDTH, "terminal_width": WIDTH}
     for path, command in _commands(cli, ["yarn-gguf"]):
-        context = click.Context(command, info_name=" ".join(path), max_content_width=WIDTH, terminal_width=WIDTH)
+        context = click.Context(command, info_name=" ".join(path), **settings)
         parts.append(f"## {' '.join(path)}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 

@@ -31,7 +31,7 @@ from yarn_gguf.extend import (
 from yarn_gguf.intent import RopeOptions
 
 
-@click.command()
+@click.command(short_help="Give a GGUF a longer context, or take it back.")
 @click.argument("source", metavar="IN", type=GGUF_PATH)
 @click.option("-o", "--output", type=GGUF_PATH, help="Where to write.  [default: IN-yarn8x.gguf, by method and factor]")
 @click.option("--in-place", is_flag=True, help="Replace IN, in one step once the new file is complete.")

@@ -26,7 +26,7 @@ from yarn_gguf.intent import RopeOptions
 from yarn_gguf.plot import Picture, check_plot_name, plot_rope
 
 
-@click.command()
+@click.command(short_help="Say what RoPE a model will really get, and what is wrong with it.")
 @click.argument("path", type=GGUF_PATH)
 @rope_options
 @click.option(
