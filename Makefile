@@ -7,6 +7,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 
+# of `make bench`: GiB of the model that is extended (twice that is needed on disk for a while), and where
+SIZE ?= 2
+FOLDER ?= .
+
 .PHONY: test demo check docs bench clean
 
 test: $(READY)
@@ -25,7 +29,7 @@ docs: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/read_header.py
-	$(BIN)/python benchmarks/extend.py
+	$(BIN)/python benchmarks/extend.py --size $(SIZE) $(FOLDER)
 
 $(READY): pyproject.toml constraints.txt scripts/setup.sh
 	sh scripts/setup.sh $(PYTHON) $(VENV)

@@ -1,8 +1,9 @@
 """How fast a large model is extended: `yarn-gguf extend` against `cp --reflink=never A B && sync -d B`, in pairs.
 
-A GGUF of random bytes is built in FOLDER, which needs room for two of it and slack, and read before each run, so that
-both find it in the cache. The two take turns, and which goes first alternates. Seconds are wall time of the whole
-command, its start and its fsync included; memory is the child's peak. The ratio is the median over the pairs.
+A GGUF of random bytes is built in a folder of its own, removed afterwards, and read before each run, so that both find
+it in the cache; room for two of it, and a tenth more, is needed there: 4.2 GiB for the usual 2. The two take turns, and
+which goes first alternates. Seconds are wall time of the whole command, its start and its fsync included; memory is the
+child's peak. The ratio is the median over the pairs.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import argparse
 import datetime
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -122,18 +125,36 @@ def machine(folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="on the filesystem to be measured")
-    parser.add_argument("--gib", type=float, default=2.0, help="size of the model")
-    parser.add_argument("--pairs", type=int, default=7, help="how many of each are run")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path(), help="on the filesystem to be measured [here]")
+    parser.add_argument(
+        "--size",
+        type=float,
+        default=2.0,
+        metavar="GIB",
+        help="size of the model; below 1 it is Python's start that is timed [2]",
+    )
+    parser.add_argument("--pairs", type=int, default=7, help="how many of each are run [7]")
     options = parser.parse_args()
-    source = options.folder / "benchmark-source.gguf"
-    try:
-        build(source, int(options.gib * 8) << 27)
-        print(f"{machine(options.folder)}; {datetime.date.today()}; {source.stat().st_size / 2**30:.2f} GiB")
+    size = max(round(options.size * 128), 1) << 23  # whole MiB for each of the eight tensors
+    check_room(options.folder, size)
+    with tempfile.TemporaryDirectory(prefix="yarn-gguf-bench-", dir=options.folder) as folder:
+        source = Path(folder) / "source.gguf"
+        build(source, size)
+        print(f"{machine(source.parent)}; {datetime.date.today()}; {source.stat().st_size / 2**30:.2f} GiB")
         print(f"{'pair':>4}{'extend s':>12}{'cp+sync s':>12}{'ratio':>9}")
         found = pairs(source, options.pairs)
-    finally:
-        source.unlink(missing_ok=True)
+    report(found)
+
+
+def check_room(folder: Path, size: int) -> None:
+    needed, free = size * 21 // 10, shutil.disk_usage(folder).free
+    if needed > free:
+        needs = f"needs {needed / 2**30:.1f} GiB for a while, {free / 2**30:.1f} are free"
+        raise SystemExit(f"{folder.resolve()}: {needs}; name another folder, or a smaller --size")
+
+
+def report(found: list[tuple[Run, Run]]) -> None:
+    """Medians and peak of all pairs."""
     ours, theirs = ([pair[i] for pair in found] for i in (0, 1))
     median, peak = statistics.median(map(ratio, found)), max(run.mib for run in ours)
     print(

@@ -22,7 +22,7 @@ from yarn_gguf.gguf_file.format import F32, ValueType
 from yarn_gguf.gguf_file.header import Entry, Header, TensorInfo, array_entry, entry
 from yarn_gguf.gguf_file.shards import Model
 from yarn_gguf.gguf_intent import own_intent
-from yarn_gguf.graphs import GRAPHS, LLAMA_CPP, TESTED, Graph, Pattern, RopeFreqs
+from yarn_gguf.graphs import GRAPHS, LLAMA_CPP, TESTED, Graph, Magnitude, Pattern, RopeFreqs, Sliding, SlidingBase
 from yarn_gguf.intent import RopeOptions, resolve
 from yarn_gguf.metadata import read_facts
 
@@ -87,8 +87,12 @@ knows: whether an extended GGUF makes **stock** llama.cpp compute these settings
 auto` picks it).
 
 - **keys**: exact with the standard keys. **baked**: exact with `rope_freqs.weight`.
-- **patched**: not on stock; exact with standard keys on a library that has the patches.
-- **no**: on neither. **–**: the architecture has no RoPE that could be scaled.
+- **patched**: not on stock. What patches to llama.cpp should make exact with standard keys: they are not released yet,
+  so this is a plan, not a measurement.
+- **no**: on neither, for the reason in the last column. **–**: the architecture has no RoPE that could be scaled.
+
+Without another reason in the last column: almost no loader reads the betas or knows truncate false, so those need
+`rope_freqs.weight`; and where that is not an option, the loader refuses a file that holds one.
 
 Settings: factor 8, betas 6/2, truncate false, attention factor 1. *Test*: a logits test of ours holds the row on a toy
 model against transformers (`tests/test_exactness.py`); a row without one is read in llama.cpp's source and **not run**.
@@ -109,11 +113,16 @@ def _exactness_row(graph: Graph) -> str:
 def _reason(graph: Graph) -> str:
     """The note of the row, and what follows from its fields."""
     found = [graph.note] if graph.note else []
-    if graph.sliding == "unscaled":
+    plain = graph.sliding in (Sliding.UNSCALED, Sliding.PLAIN)
+    if graph.sliding is Sliding.UNSCALED:
         found.append("Sliding layers stay unscaled but take `attn_factor`.")
+    if plain and graph.windows is not None and graph.windows.base is SlidingBase.FULL:
+        found.append("Sliding layers share the base, so NTK-aware scaling would change them.")
     if graph.rope_freqs is RopeFreqs.IGNORED:
         found.append("Loads `rope_freqs.weight` and does not use it.")
-    return " ".join(found)
+    if graph.beta_keys:
+        found.append("Reads the betas.")
+    return " ".join([*found, *_MAGNITUDES.get(graph.magnitude, ())])
 
 
 def _verdict(model: Model, options: RopeOptions) -> str:
@@ -127,6 +136,15 @@ def _verdict(model: Model, options: RopeOptions) -> str:
             return "–"
         raise
     return found.encoding if found.stock.exact else "patched" if found.patched.exact else "no"
+
+
+_MAGNITUDES: dict[Magnitude, tuple[str, ...]] = {
+    Magnitude.ONE: ("Cos and sin are multiplied by 1, whatever the keys say.",),
+    Magnitude.NORMED: ("q and k are normalised after RoPE, so the magnitude cancels.",),
+    Magnitude.GLM_DSA: ("The softmax scale is multiplied by the square of the magnitude as well.",),
+    Magnitude.DEEPSEEK2: ("The softmax scale follows the keys too; `yarn_log_multiplier` sets it right.",),
+    Magnitude.MISTRAL4: ("The softmax scale follows the keys too; `yarn_log_multiplier` sets it right.",),
+}
 
 
 PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "exactness.md": exactness_page}

@@ -2,8 +2,8 @@
 
 `run` forks each from one server that has the package loaded, which takes a tenth of the time that an interpreter
 takes to start and import; `run_fresh` starts an interpreter, for what is decided there: limits, environment, signals.
-Run as a script this file is the server: it reads one JSON array of arguments per line, and answers with one of
-[exit status, stdout, stderr]; a process that a signal ended has its negative number as the status.
+Run as a script this file is the server: it reads one JSON array of [arguments, seconds, mebibytes] per line, and
+answers with one of [exit status, stdout, stderr]; a process that a signal ended has its negative number as the status.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ def _stop(server: subprocess.Popen[str]) -> None:
     server.wait()
 
 
-def run(*arguments: str | Path) -> Done:
-    """`yarn-gguf ARGUMENTS`."""
+def run(*arguments: str | Path, seconds: int = 0, mebibytes: int = 0) -> Done:
+    """`yarn-gguf ARGUMENTS`; with so much processor time and address space, where that is not 0."""
     if not hasattr(os, "fork"):
         return run_fresh(*arguments)
     server = _server()
     assert server.stdin is not None
     assert server.stdout is not None
-    server.stdin.write(json.dumps(list(map(str, arguments))) + "\n")
+    server.stdin.write(json.dumps([list(map(str, arguments)), seconds, mebibytes]) + "\n")
     server.stdin.flush()
     return Done(*json.loads(server.stdout.readline()))
 
@@ -108,12 +108,23 @@ def _serve() -> None:
 
     for line in sys.stdin:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            arguments, seconds, mebibytes = json.loads(line)
             child = os.fork()
             if not child:
-                _run(json.loads(line), out, err)
+                _limit("RLIMIT_CPU", seconds)
+                _limit("RLIMIT_AS", mebibytes << 20)
+                _run(arguments, out, err)
             _, status = os.waitpid(child, 0)
             texts = [os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode() for file in (out, err)]
         print(json.dumps([os.waitstatus_to_exitcode(status), *texts]), flush=True)  # noqa: T201 - the answer
+
+
+def _limit(name: str, most: int) -> None:
+    if most:
+        import resource
+
+        number = getattr(resource, name)
+        resource.setrlimit(number, (most, resource.getrlimit(number)[1]))
 
 
 def _run(arguments: list[str], out: BinaryIO, err: BinaryIO) -> NoReturn:

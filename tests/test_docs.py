@@ -1,10 +1,11 @@
-"""The docs say what the code does: pages made from it are fresh, documented fields are real, links lead somewhere."""
+"""The docs say what the code does: pages made from it are fresh, examples and fields real, links lead somewhere."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,15 +18,18 @@ import pytest
 
 from yarn_gguf.cli import cli
 
+from .command import COMMAND, environment
 from .make_gguf import small_model
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+WIDTH = 100  # of the terminal in the examples
 HEAVY = ("torch", "transformers", "llama_cpp", "matplotlib", "gguf")
 
 
-def make_docs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_docs", ROOT / "scripts" / "make_docs.py")
+def script(name: str) -> ModuleType:
+    """A module of scripts/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -35,7 +39,41 @@ def make_docs() -> ModuleType:
 @pytest.mark.parametrize("page", ["cli.md", "exactness.md"])
 def test_a_page_made_from_the_code_is_fresh(page: str) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    assert text == make_docs().PAGES[page](), "run `make docs`"
+    assert text == script("make_docs").PAGES[page](), "run `make docs`"
+
+
+def examples(page: Path) -> list[str]:
+    """The ```console blocks on the demo's model: a command, and below it what it prints."""
+    blocks = re.findall(r"^```console\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [block for block in blocks if re.match(r"\$ yarn-gguf .*\bdemo-out/", block)]
+
+
+def shown(command: str, folder: Path) -> str:
+    """The block that a reader should see: the command, run in `folder`, and its output."""
+    done = subprocess.run(
+        [*COMMAND, *shlex.split(command.removeprefix("$ yarn-gguf "))],
+        cwd=folder,
+        env=environment(COLUMNS=str(WIDTH)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return f"{command}\n{done.stdout}{done.stderr}"
+
+
+def without_chance(block: str) -> str:
+    """Seconds, and how the bytes got there, are the machine's."""
+    return re.sub(r", \d+\.\d s(, data shared with the input on disk)?$", ", 0.0 s", block, flags=re.MULTILINE)
+
+
+def test_the_readme_shows_what_the_commands_print_on_the_demos_model(tmp_path: Path) -> None:
+    (tmp_path / "demo-out").mkdir()
+    script("demo").make_model(tmp_path / "demo-out" / "model.gguf")
+    found = examples(ROOT / "README.md")
+    assert {block.split()[2] for block in found} == {"inspect", "extend"}
+    for block in found:
+        wanted = without_chance(shown(block.splitlines()[0], tmp_path))
+        assert without_chance(block) == wanted, f"README.md is stale; the block should be\n\n```console\n{wanted}```\n"
 
 
 def commands(command: click.Command) -> Iterator[click.Command]:
@@ -53,12 +91,12 @@ def test_every_command_and_every_option_has_help() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    script = (
+    program = (
         "import sys\nfrom yarn_gguf.cli import cli\n"
         "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
         f"print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
 
 

@@ -188,13 +188,13 @@ def test_the_default_name_says_what_was_done(model: Path, tmp_path: Path) -> Non
     extended(tmp_path / "model-yarn8x.gguf", "--restore")
     assert sorted(hashes(tmp_path)) == [
         "model-linear2.5x.gguf",
+        "model-restored.gguf",
         "model-unscaled.gguf",
         "model-yarn8192x.gguf",
-        "model-yarn8x-restored.gguf",
         "model-yarn8x.gguf",
         "model.gguf",
     ]
-    assert (tmp_path / "model-yarn8x-restored.gguf").read_bytes() == model.read_bytes()
+    assert (tmp_path / "model-restored.gguf").read_bytes() == model.read_bytes()
 
 
 def test_a_dry_run_says_the_same_and_writes_nothing(model: Path, tmp_path: Path) -> None:
@@ -206,7 +206,51 @@ def test_a_dry_run_says_the_same_and_writes_nothing(model: Path, tmp_path: Path)
     assert wet.pop("dry_run") is False
     del dry["seconds"], wet["seconds"]
     assert dry == wet
-    refused(run("extend", model, "--factor", "8", "--dry-run"), 2)  # it would have to be forced
+    again = extended(model, "--factor", "8", "--dry-run", "--json").json
+    assert [f["code"] for f in again["findings"]] == ["output_exists"]  # it would have to be forced
+
+
+def test_an_extension_stays_where_nothing_else_is_asked_for(model: Path, tmp_path: Path) -> None:
+    """The settings are kept and may be encoded anew; they are never taken back without --method none."""
+    extended(model, "--factor", "8", "-o", tmp_path / "keys.gguf")
+    again = extended(tmp_path / "keys.gguf", "--encoding", "baked", "-o", tmp_path / "baked.gguf", "--json").json
+    assert (again["rope"]["method"], again["rope"]["factor"], again["encoding"]) == ("yarn", 8, "baked")
+    assert run("inspect", tmp_path / "baked.gguf", "--json").json["exact"]["stock"]
+    extended(tmp_path / "baked.gguf", "--restore", "-o", tmp_path / "back.gguf")
+    assert (tmp_path / "back.gguf").read_bytes() == model.read_bytes()
+
+
+def test_part_of_the_settings_of_an_extended_file_is_refused_with_what_it_was_extended_by(
+    model: Path, tmp_path: Path
+) -> None:
+    extended(model, "--factor", "8", "-o", tmp_path / "long.gguf")
+    error = refused(run("extend", tmp_path / "long.gguf", "--beta-fast", "16"), 2)
+    assert "was extended by 8" in error
+
+
+def test_an_unscaled_file_has_nothing_to_keep(model: Path) -> None:
+    assert "give --factor or --ctx" in refused(run("extend", model), 2)
+
+
+def test_linear_stays_linear_unless_more_is_asked_for(tmp_path: Path) -> None:
+    keys = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    model = small_model(tmp_path / "linear.gguf", keys=keys)
+    kept = extended(model, "--original-ctx", "64", "-o", tmp_path / "a.gguf", "--json").json
+    assert (kept["rope"]["method"], kept["rope"]["original_context"]) == ("linear", 64)
+    other = extended(model, "--original-ctx", "64", "--factor", "4", "-o", tmp_path / "b.gguf", "--json").json
+    assert other["rope"]["method"] == "yarn"
+    assert "was scaled with linear" in other["findings"][0]["text"]
+
+
+def test_half_of_the_mscale_pair_is_told_to_do_nothing(model: Path) -> None:
+    found = extended(model, "--factor", "4", "--mscale", "0.7", "--json").json["findings"]
+    assert "alone leaves the attention factor" in found[0]["text"]
+
+
+def test_hard_links_that_keep_the_old_content_are_told(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.gguf").hardlink_to(model)
+    found = extended(model, "--factor", "4", "--in-place", "--json").json
+    assert "hard_links" in [f["code"] for f in found["findings"]]
 
 
 # ---- JSON
@@ -328,7 +372,7 @@ USAGE: Final[dict[str, str]] = {
     "--method yarn": "how far?",
     "--method dynamic --factor 4": "'dynamic' is not one of",
     "--factor 4 --encoding json": "'json' is not one of",
-    "--restore --factor 4": "--restore takes no rope options",
+    "--restore --factor 4": "--restore takes neither rope options nor --encoding",
     "--factor 4 --in-place -o x.gguf": "exclude each other",
     "--factor 4 --jobs 0": "0 is not in the range",
     "--factor 4 extra.gguf": "unexpected extra argument",
@@ -480,7 +524,7 @@ def test_a_pipe_a_folder_and_a_device_are_refused_before_they_are_read(tmp_path:
 def test_what_stock_cannot_do_exactly_is_refused_when_typed_and_told_when_insisted_on(tmp_path: Path) -> None:
     model = small_model(tmp_path / "model.gguf", "qwen3")
     error = refused(run("extend", model, "--factor", "4", "--no-truncate"), 3)
-    assert "--encoding keys writes it for a patched llama.cpp" in error
+    assert "--encoding keys writes it for a llama.cpp with our patches" in error
     assert "takes no rope_freqs tensor" in refused(run("extend", model, "--factor", "4", "--encoding", "baked"), 2)
     document = extended(model, "--factor", "4", "--no-truncate", "--encoding", "keys", "--json").json
     assert [found["code"] for found in document["findings"]] == ["not_exact_on_stock"]

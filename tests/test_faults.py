@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -114,6 +115,26 @@ def test_a_disk_without_a_single_byte_is_an_error_of_the_system(model: Path) -> 
     )
     assert "free 0 in its folder" in failed(done)
     assert left == ["filler"]
+
+
+@pytest.mark.usefixtures("namespaces")
+@pytest.mark.parametrize("where", [("-o", "/mnt/out.gguf"), ("-o", "/mnt/out.gguf", "--force"), ("--in-place",), ()])
+def test_on_a_filesystem_that_is_read_only_the_error_is_about_the_output(where: tuple[str, ...], model: Path) -> None:
+    """Removing the temporary that could not be made fails there as well, and says nothing."""
+    ready = f"cp {shlex.quote(str(model))} /mnt/model.gguf && mount -o remount,ro /mnt"
+    command = [*COMMAND, "extend", "/mnt/model.gguf", *STEP, *where]
+    done, left = _in_small_tmpfs(command, "1m", ready)
+    final = {"-o": "out", "--in-place": "model"}.get(where[0], "") if where else "model-yarn4x"
+    assert failed(done) == f"error: /mnt/{final}.gguf: cannot be written: Read-only file system\n"
+    assert left == ["model.gguf"]
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_a_picture_on_a_filesystem_that_is_read_only_is_an_error_of_the_system(model: Path) -> None:
+    command = [*COMMAND, "inspect", str(model), "--plot", "/mnt/rope.svg"]
+    done, left = _in_small_tmpfs(command, "1m,ro")
+    assert failed(done) == "error: /mnt/rope.svg: cannot be written: Read-only file system\n"
+    assert left == []
 
 
 @pytest.mark.parametrize("plain", ["0", "1"])

@@ -153,6 +153,87 @@ def test_it_finds_a_rope_freqs_tensor_that_the_loader_refuses(tmp_path: Path) ->
     assert "rope_freqs_ignored" in codes(document(ignored), "warning")
 
 
+LONGROPE = {
+    "context_length": 131072,
+    "rope.scaling.original_context_length": 4096,
+    "rope.scaling.attn_factor": 1.19,
+}
+
+
+def longrope_model(folder: Path) -> Path:
+    lists = {f"rope_factors_{kind}.weight": np.linspace(1, end, 16, dtype=np.float32) for kind, end in LENGTHS}
+    model = small_model(folder / "short.gguf", "phi3", LONGROPE)
+    return rewritten(model, folder / "model.gguf", tensors=lists)[0]
+
+
+LENGTHS = (("long", 60.0), ("short", 1.5))
+
+
+def test_a_longrope_file_is_exact_and_shows_its_long_list(tmp_path: Path) -> None:
+    found = document(longrope_model(tmp_path))
+    assert found["exact"]["stock"]
+    assert found["rope"]["method"] == "longrope"
+    theta = 10000.0 ** (-np.arange(16) / 16) / np.linspace(1, 60.0, 16)
+    np.testing.assert_allclose(found["effective"]["stock"][0]["inverse_frequencies"], theta, rtol=1e-6)
+
+
+def test_a_longrope_file_is_left_alone_by_extend_with_the_reason(tmp_path: Path) -> None:
+    model = longrope_model(tmp_path)
+    for options in ([], ["--factor", "4"], ["--method", "none"]):
+        done = run("extend", model, *options)
+        assert (done.code, "longrope" in done.err) == (3, True), done
+
+
+def test_it_finds_the_magnitude_that_is_computed_not_the_one_that_is_meant(tmp_path: Path) -> None:
+    """M = 1 is meant, in a key that nobody reads; a context shift multiplies by what is computed."""
+    model = small_model(tmp_path / "model.gguf", keys={**YARN4, "rope.scaling.yarn_attn_factor": 1.0})
+    (shift,) = [f["text"] for f in document(model)["findings"] if f["code"] == "context_shift"]
+    assert "1.139" in shift
+
+
+def test_gpt_oss_without_a_word_on_truncation_is_warned_of(tmp_path: Path) -> None:
+    model = small_model(tmp_path / "model.gguf", "gpt-oss", {**YARN4, "attention.sliding_window": 128})
+    assert "lost_before" in codes(document(model), "warning")
+    extended(model, "--encoding", "keys", "-o", tmp_path / "ours.gguf")
+    assert "lost_before" not in codes(document(tmp_path / "ours.gguf"))
+
+
+BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "a sliding base below 1": ("gemma3", {"rope.freq_base_swa": 0.5, "attention.sliding_window": 64}),
+    "an extrapolation factor above 1": ("grok", {"rope.scaling.yarn_ext_factor": 2.0}),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.parametrize("command", ["inspect", "extend"])
+def test_keys_that_make_no_rope_are_refused_in_one_line(case: str, command: str, tmp_path: Path) -> None:
+    arch, keys = BROKEN[case]
+    model = small_model(tmp_path / "model.gguf", arch, keys)
+    done = run("inspect", model) if command == "inspect" else run("extend", model, "--factor", "4")
+    assert (done.code, done.err.count("\n")) == (3, 1), done
+    assert "model.gguf" in done.err
+
+
+def test_the_remedy_is_one_that_works(toy_gguf: Files, tmp_path: Path) -> None:
+    keys = {**YARN_KEYS, "rope.scaling.yarn_beta_fast": 6.0, "rope.scaling.yarn_beta_slow": 2.0}
+    texts = {}
+    for name in ("llama", "qwen2"):
+        file = write_with_keys(toy_gguf(name), tmp_path / f"{name}.gguf", keys)
+        texts[name] = next(f["text"] for f in document(file)["findings"] if f["level"] == "error")
+    assert "yarn-gguf extend mends it" in texts["llama"]
+    assert "only our patches" in texts["qwen2"]
+    extended(tmp_path / "llama.gguf", "-o", tmp_path / "mended.gguf")
+    assert document(tmp_path / "mended.gguf")["exact"]["stock"]
+
+
+def test_a_model_without_rope_gets_no_verdict_on_it(tmp_path: Path) -> None:
+    assert "no RoPE here" in document(small_model(tmp_path / "model.gguf", "bloom"))["verdict"]
+
+
+def test_an_unscaled_file_has_no_encoding(tmp_path: Path) -> None:
+    assert document(small_model(tmp_path / "model.gguf"))["rope"]["encoding"] is None
+
+
 def test_a_split_set_is_one_model_by_any_of_its_parts(tmp_path: Path) -> None:
     whole = small_model(tmp_path / "whole.gguf")
     parts = rewritten(whole, tmp_path / "set.gguf", split=3)

@@ -6,6 +6,7 @@ the way is test_faults' matter.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -130,6 +131,19 @@ def _fails_the(last: int) -> Callable[[Path], None]:
             raise KeyboardInterrupt
 
     return sync
+
+
+def test_a_temporary_that_cannot_be_removed_does_not_hide_what_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    with pytest.raises(ValueError, match="what went wrong"), staged(overwrite=False) as stage:
+        stage.write(tmp_path / "a", 3, [Held(b"new", 0)])
+        monkeypatch.setattr(Path, "unlink", refuses)
+        raise ValueError("what went wrong")
+    assert not (tmp_path / "a").exists()
 
 
 # ---- names, links, permissions (row 34)

@@ -6,6 +6,7 @@ that it can tell intent from effect. Reads headers and the RoPE tensor; writes n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -13,14 +14,15 @@ from typing import Final
 import numpy as np
 
 from yarn_gguf.effective import LayerClass, Tensors, file_dimensions
-from yarn_gguf.errors import InputError
+from yarn_gguf.errors import InputError, about
+from yarn_gguf.findings import Finding, error, warning
 from yarn_gguf.gguf_file.shards import Model, read_model
 from yarn_gguf.gguf_intent import own_intent, read_tensors
 from yarn_gguf.graphs import GRAPHS, RopeFreqs
 from yarn_gguf.graphs import Rope as RopeKind
 from yarn_gguf.intent import Intent
 from yarn_gguf.metadata import BASE, ROPE_FREQS, Facts, read_facts
-from yarn_gguf.provenance import RESTORE, Original, check_parts, original_of
+from yarn_gguf.provenance import RESTORE, Original, check_parts, original_of, recorded_intent
 
 DIMENSIONS: Final = "rope.dimension_count"
 
@@ -34,7 +36,14 @@ class Before:
     undone: Model  # with the original's entries; tensors as they are on disk
     facts: Facts
     tensors: Tensors
-    own: Intent
+    own: Intent  # what the original's own keys ask for
+    recorded: Intent | None  # what an extension of ours asked for, and recorded
+    findings: tuple[Finding, ...]  # faults that have nothing to do with what anybody asks for
+
+    @property
+    def current(self) -> Intent:
+        """What the file asks for as it is."""
+        return self.recorded or self.own
 
 
 def read_before(path: str | Path, *, strict: bool = False) -> Before:
@@ -47,7 +56,20 @@ def read_before(path: str | Path, *, strict: bool = False) -> Before:
     facts = read_facts(undone)
     tensors = _original_tensors(model, original)
     _check_rope(model, facts, tensors)
-    return Before(model, original, undone, facts, tensors, own_intent(undone, facts, tensors))
+    with about(model.path):
+        own = own_intent(undone, facts, tensors)
+        recorded = recorded_intent(model, own) if original.extended else None
+    findings = tuple(_tensor_faults(facts, tensors))
+    return Before(model, original, undone, facts, tensors, own, recorded, findings)
+
+
+def _tensor_faults(facts: Facts, tensors: Tensors) -> Iterator[Finding]:
+    use = GRAPHS[facts.arch].rope_freqs
+    if tensors.rope_freqs is not None and use is RopeFreqs.REFUSED:
+        text = f"{ROPE_FREQS} is in the file, but llama.cpp's {facts.arch} does not take it and refuses to load"
+        yield error("rope_freqs_refused", text)
+    if tensors.rope_freqs is not None and use is RopeFreqs.IGNORED:
+        yield warning("rope_freqs_ignored", f"{ROPE_FREQS} is loaded for {facts.arch}, and not used")
 
 
 def _check_rope(model: Model, facts: Facts, tensors: Tensors) -> None:

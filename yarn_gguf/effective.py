@@ -7,14 +7,18 @@ llama.cpp itself by the logits tests. Knows no file and no intent; `compare` hol
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 
 from yarn_gguf import graphs
+from yarn_gguf.errors import InputError
 from yarn_gguf.graphs import GRAPHS, Dimensions, Graph, Magnitude, Nope, RopeFreqs, Sliding, SlidingBase, Window
 from yarn_gguf.intent import Intent
 from yarn_gguf.metadata import Facts
@@ -52,33 +56,35 @@ class LayerRope:
     rope: Rope | None  # None for layers without RoPE
     magnitude: float = 1.0
     score: float = 1.0
+    length: int | None = None  # at which a rope that depends on the length is meant
 
     @property
     def inverse_frequencies(self) -> Floats:
-        return np.zeros(0) if self.rope is None else self.rope.inverse_frequencies()
+        return np.zeros(0) if self.rope is None else self.rope.inverse_frequencies(self.length)
 
     @property
     def tally(self) -> dict[PairClass, int]:
         """How many pairs are kept, blended and interpolated all in all, whatever the stretch comes from."""
         if self.rope is None:
             return {}
-        stretch = self.rope.frequency_factors()
+        stretch = self.rope.frequency_factors(self.length)
         total = replace(self.rope, scaling=FrequencyFactors(tuple(stretch.tolist())), under=None)
         classes = total.pair_classes()
         return {kind: classes.count(kind) for kind in PairClass if kind in classes}
 
 
-def layer_classes(facts: Facts) -> dict[LayerClass, tuple[int, ...]]:
+@lru_cache(maxsize=8)
+def layer_classes(facts: Facts) -> Mapping[LayerClass, tuple[int, ...]]:
     """Which layers are full, sliding and without RoPE; classes without a layer are left out."""
     graph = GRAPHS[facts.arch]
-    slides = _sliding_layers(facts, graph)
+    slides = _sliding_layers(facts)
     nope = _nope_layers(facts, graph, slides)
     found = {
         LayerClass.FULL: [i for i in range(facts.layers) if not slides[i] and not nope[i]],
         LayerClass.SLIDING: [i for i in range(facts.layers) if slides[i] and not nope[i]],
         LayerClass.NONE: [i for i in range(facts.layers) if nope[i]],
     }
-    return {kind: tuple(layers) for kind, layers in found.items() if layers}
+    return MappingProxyType({kind: tuple(layers) for kind, layers in found.items() if layers})
 
 
 _SLIDES: Final[dict[Window, Callable[[Facts], bool]]] = {
@@ -90,21 +96,22 @@ _SLIDES: Final[dict[Window, Callable[[Facts], bool]]] = {
 }
 
 
-def _sliding_layers(facts: Facts, graph: Graph) -> list[bool]:
-    windows = graph.windows
+@lru_cache(maxsize=8)
+def _sliding_layers(facts: Facts) -> tuple[bool, ...]:
+    windows = GRAPHS[facts.arch].windows
     if windows is None or not _SLIDES[windows.when](facts):
-        return [False] * facts.layers
+        return (False,) * facts.layers
     pattern = None if windows.pattern is graphs.Pattern.UNREAD else facts.pattern
     if isinstance(pattern, tuple):
-        return [*pattern[: facts.layers], *[False] * (facts.layers - len(pattern))]
+        return (*pattern[: facts.layers], *(False,) * (facts.layers - len(pattern)))
     every = pattern if pattern is not None else windows.every
     if every is None:
-        return [False] * facts.layers
+        return (False,) * facts.layers
     full_at = 0 if windows.full_first else every - 1
-    return [every == 0 or i % every != full_at for i in range(facts.layers)]
+    return tuple(every == 0 or i % every != full_at for i in range(facts.layers))
 
 
-def _nope_layers(facts: Facts, graph: Graph, slides: list[bool]) -> list[bool]:
+def _nope_layers(facts: Facts, graph: Graph, slides: tuple[bool, ...]) -> list[bool]:
     every = graph.nope_every or 1
     rules: dict[Nope, Callable[[int], bool]] = {
         Nope.NONE: lambda i: graph.rope is graphs.Rope.NONE,
@@ -136,7 +143,7 @@ def file_dimensions(facts: Facts, kind: LayerClass) -> int:
     sliding = facts.dimensions_swa or full
     graph = GRAPHS[facts.arch]
     if graph.dimensions is Dimensions.FIRST:
-        return sliding if facts.layers and _sliding_layers(facts, graph)[0] else full
+        return sliding if facts.layers and _sliding_layers(facts)[0] else full
     if kind is LayerClass.SLIDING:
         return sliding
     return full // 2 if graph.dimensions is Dimensions.HALVED else full
@@ -180,7 +187,7 @@ def magnitudes(facts: Facts) -> tuple[float, float]:
     return (g * r if yarn else r), score
 
 
-def _scaling(facts: Facts, runtime: Runtime, magnitude: float) -> Scaling:
+def full_scaling(facts: Facts, runtime: Runtime, magnitude: float) -> Scaling:
     """The scaling of full layers."""
     graph, kind = GRAPHS[facts.arch], file_type(facts)
     factor = 1.0 if kind == "none" else facts.factor or 1.0
@@ -211,14 +218,25 @@ def _under(facts: Facts, tensors: Tensors) -> Scaling | None:
     return None
 
 
+@contextmanager
+def _refused() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(
+            f"its RoPE keys make no RoPE that llama.cpp could compute: {error}", code="bad_rope"
+        ) from error
+
+
+@_refused()
 def layer_ropes(facts: Facts, tensors: Tensors, runtime: Runtime) -> tuple[LayerRope, ...]:
-    """What the runtime computes, class by class. Raises ValueError where the keys make no RoPE at all."""
+    """What the runtime computes, class by class."""
     graph = GRAPHS[facts.arch]
     magnitude, score = magnitudes(facts)
     full = Rope(
         file_dimensions(facts, LayerClass.FULL),
         file_base(facts),
-        _scaling(facts, runtime, magnitude),
+        full_scaling(facts, runtime, magnitude),
         _under(facts, tensors),
     )
     found = []
@@ -248,25 +266,27 @@ def _sliding_rope(facts: Facts, full: Rope, layers: tuple[int, ...], magnitude: 
     return LayerRope(LayerClass.SLIDING, layers, plain, r if graph.sliding is Sliding.UNSCALED else 1.0, score)
 
 
+@_refused()
 def meant_ropes(facts: Facts, intent: Intent) -> tuple[LayerRope, ...]:
     """What an intent asks of every class of layers: sliding ones scale where transformers scales them, else not."""
     graph = GRAPHS[facts.arch]
     deepseek = graph.magnitude in (Magnitude.MISTRAL4, Magnitude.DEEPSEEK2, Magnitude.GLM_DSA, Magnitude.OCR)
     score = intent.score_magnitude**2 if deepseek else 1.0
-    magnitude = 1.0 if graph.magnitude is Magnitude.NORMED else intent.rope.magnitude()
+    length = intent.context
+    magnitude = 1.0 if graph.magnitude is Magnitude.NORMED else intent.rope.magnitude(length)
     found = []
     for kind, layers in layer_classes(facts).items():
         if kind is LayerClass.NONE:
             found.append(LayerRope(kind, layers, None))
         elif kind is LayerClass.FULL or graph.sliding is Sliding.SAME:
-            found.append(LayerRope(kind, layers, intent.rope, magnitude, score))
+            found.append(LayerRope(kind, layers, intent.rope, magnitude, score, length))
         else:
             scales = graph.sliding is Sliding.SCALED
             dim = file_dimensions(facts, kind)
             under = intent.rope.under if dim == intent.rope.dim and graph.dimensions is Dimensions.FIRST else None
             scaling = intent.rope.scaling if scales else Unscaled()
             rope = Rope(dim, sliding_base(facts), scaling, under)
-            found.append(LayerRope(kind, layers, rope, magnitude if scales else 1.0, score))
+            found.append(LayerRope(kind, layers, rope, magnitude if scales else 1.0, score, length))
     return tuple(found)
 
 
@@ -289,14 +309,16 @@ class Difference:
         """What differs, in words."""
         found = []
         if self.frequency > TOLERANCE:
-            found.append(
-                f"frequencies by up to {100 * self.frequency:.2g} % ({self.phase:.3g} rad at the full context)"
-            )
+            found.append(f"frequencies by up to {_share(self.frequency)} ({self.phase:.3g} rad at the full context)")
         if self.magnitude > TOLERANCE:
-            found.append(f"the magnitude of cos and sin by {100 * self.magnitude:.2g} %")
+            found.append(f"the magnitude of cos and sin by {_share(self.magnitude)}")
         if self.score > TOLERANCE:
-            found.append(f"the softmax scale by {100 * self.score:.2g} %")
+            found.append(f"the softmax scale by {_share(self.score)}")
         return (" and ".join(found) + f" on {self.kind} layers") if found else "nothing"
+
+
+def _share(difference: float) -> str:
+    return f"{100 * difference:.2g} %" if difference < 1 else f"a factor of {1 + difference:.3g}"
 
 
 def compare(meant: tuple[LayerRope, ...], got: tuple[LayerRope, ...], context: int) -> Difference:

@@ -51,7 +51,7 @@ Encoding = Literal["auto", "keys", "baked"]
 ENCODINGS: Final[tuple[Encoding, ...]] = ("auto", "keys", "baked")
 Values = dict[str, bool | int | float | str]
 
-PATCH_REMEDY: Final = "--encoding keys writes it for a patched llama.cpp, which is exact"
+PATCH_REMEDY: Final = "--encoding keys writes it for a llama.cpp with our patches (not released yet), which is exact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def encode(model: Model, facts: Facts, tensors: Tensors, intent: Intent, choice:
     """The encoding asked for; under auto an exact one. `typed`: refuse what stock llama.cpp would not honour."""
     _check_architecture(model, facts, intent)
     if intent.method not in _METHOD_KEYS:
-        text = f"is scaled with {intent.method}, which stays as it is; --method none --original-ctx N starts afresh"
+        text = f"is scaled with {intent.method}, and nothing else can be written in its place; leave it as it is"
         raise InputError(text, file=model.path, code="no_basis")
     tried = {name: make(model, facts, tensors, intent) for name, make in _candidates(facts, choice).items()}
     if choice == "baked" and "baked" not in tried:

@@ -6,6 +6,7 @@ Nothing is decided here that `intent`, `encoding` and `provenance` do not decide
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from yarn_gguf import __version__
 from yarn_gguf.before import Before
 from yarn_gguf.encoding import Encoded, Encoding, encode
-from yarn_gguf.errors import InputError, UsageError
+from yarn_gguf.errors import InputError, UsageError, about
 from yarn_gguf.findings import Finding, note, warning
 from yarn_gguf.gguf_file.fill import Progress
 from yarn_gguf.gguf_file.format import F32, TENSOR_TYPES, ValueType
@@ -27,7 +28,7 @@ from yarn_gguf.gguf_file.layout import Edit, Layout, length_of, rearranged
 from yarn_gguf.gguf_file.shards import SPLIT_TENSORS, Model, part_path
 from yarn_gguf.gguf_file.writer import Stage, check_target, staged
 from yarn_gguf.gguf_intent import read_tensors
-from yarn_gguf.intent import Intent, RopeOptions, resolve
+from yarn_gguf.intent import METHODS, Intent, Resolved, RopeOptions, resolve
 from yarn_gguf.metadata import ROPE_FREQS, Facts
 from yarn_gguf.provenance import (
     RESTORE,
@@ -42,6 +43,7 @@ from yarn_gguf.provenance import (
 MAX_CONTEXT: Final = (1 << 31) - 1
 MIN_NUMBER: Final = float(np.finfo(np.float32).tiny)
 MAX_NUMBER: Final = float(np.finfo(np.float32).max)
+_OUR_SUFFIX: Final = re.compile(rf"-({'|'.join(METHODS)})[\d.e]+x$|-unscaled$")
 How = Literal["written", "shared", "hard-linked", "copied", "kept"]
 
 
@@ -79,19 +81,33 @@ class Outcome:
 
 def plan_extension(before: Before, options: RopeOptions, encoding: Encoding = "auto") -> Extension:
     """Decides keys, tensor and layout. Raises where the result would not be what was asked for."""
-    try:
-        resolved = resolve(before.own, options)
-        _check_range(resolved.intent)
-    except (UsageError, InputError) as error:
-        raise type(error)(error.text, file=before.model.path, code=error.code) from error
-    intent = resolved.intent
-    encoded = encode(before.undone, before.facts, before.tensors, intent, encoding, typed=bool(options.given))
-    findings = [warning("resolved", text) for text in resolved.notes]
+    with about(before.model.path):
+        resolved = _resolved(before, options)
+        intent = resolved.intent
+        _check_range(intent)
+        encoded = encode(before.undone, before.facts, before.tensors, intent, encoding, typed=bool(options.given))
+    findings = [*before.findings, *(warning("resolved", text) for text in resolved.notes)]
     findings += _inexact(encoded, before.facts)
     if before.model.trailing:
         text = f"{before.model.trailing} bytes behind the last tensor are kept; --strict refuses such a file"
         findings.append(warning("trailing_bytes", text))
     return Extension(before, intent, encoded, _layouts(before, intent, encoded), tuple(findings))
+
+
+def _resolved(before: Before, options: RopeOptions) -> Resolved:
+    """Options are laid over the original's own settings; without any, what the file asks for now is kept."""
+    current = before.current
+    if options.given:
+        extent = (options.factor, options.ctx, options.method)
+        if before.recorded is not None and extent == (None, None, None):
+            text = (
+                f"was extended by {current.factor:g}; options start from the original, so give --factor or --ctx again"
+            )
+            raise UsageError(text, code="no_factor")
+        return resolve(before.own, options)
+    if current.method in ("none", "factors"):
+        raise UsageError("is not scaled, so there is nothing to keep; give --factor or --ctx", code="no_factor")
+    return Resolved(current)
 
 
 def _check_range(intent: Intent) -> None:
@@ -111,7 +127,7 @@ def _check_range(intent: Intent) -> None:
 def _inexact(encoded: Encoded, facts: Facts) -> list[Finding]:
     if encoded.stock.exact:
         return []
-    remedy = "a patched llama.cpp computes it exactly" if encoded.patched.exact else "nor does a patched one compute it"
+    remedy = "our patches (not released yet) make it exact" if encoded.patched.exact else "our patches will not mend it"
     return [warning("not_exact_on_stock", f"stock llama.cpp differs in {encoded.stock.text}; {remedy}")]
 
 
@@ -208,6 +224,8 @@ def default_output(extension: Extension) -> Path:
     count = len(extension.before.model.parts)
     if count > 1:
         stem = stem[: -len("-00001-of-00001")]
+    if extension.before.original.extended:
+        stem = _OUR_SUFFIX.sub("", stem)
     intent = extension.intent
     suffix = "restored" if intent is None else f"{intent.method}{_compact(intent.factor)}x"
     if intent is not None and intent.method == "none":
@@ -234,11 +252,19 @@ def write_extension(
     began = time.monotonic()
     sources = [part.path for part in extension.before.model.parts]
     finals = sources if in_place else _finals(output or default_output(extension), len(sources))
-    _check(finals, sources, in_place=in_place, force=force)
+    findings = extension.findings
+    try:
+        _check(finals, sources, in_place=in_place, force=force)
+    except UsageError as problem:
+        if not dry_run or problem.code != "output_exists":
+            raise
+        findings += (warning(problem.code, str(problem)),)
+    if in_place and any(source.stat().st_nlink > 1 for source in sources):
+        findings += (note("hard_links", "the file has other names (hard links); those keep the old content"),)
     if dry_run:
         sizes = [_new_size(extension, i) for i in range(len(sources))]
         hows: list[How] = ["written" if i in extension.layouts else "kept" for i in range(len(sources))]
-        return Outcome(extension, tuple(zip(finals, sizes, hows, strict=True)), 0.0, extension.findings)
+        return Outcome(extension, tuple(zip(finals, sizes, hows, strict=True)), 0.0, findings)
     outputs: list[tuple[Path, int, How]] = []
     # over its own input a set keeps, whenever power fails, a part 1 that knows the way back of the other parts' data
     leads = extension.intent is not None and any(final in sources for final in finals)
@@ -248,7 +274,7 @@ def write_extension(
             if in_place and how != "kept":
                 stage.keep_mode(final, source)
             outputs.append((final, _new_size(extension, i), how))
-    return Outcome(extension, tuple(outputs), time.monotonic() - began, extension.findings + _told(outputs, extension))
+    return Outcome(extension, tuple(outputs), time.monotonic() - began, findings + _told(outputs, extension))
 
 
 def _new_size(extension: Extension, part: int) -> int:

@@ -6,7 +6,16 @@ settings that they were, they are what `inspect` holds the effective RoPE agains
 
 from __future__ import annotations
 
-from yarn_gguf.effective import LayerClass, Tensors, file_base, file_dimensions, file_type, magnitudes
+from yarn_gguf.effective import (
+    LayerClass,
+    Runtime,
+    Tensors,
+    file_base,
+    file_dimensions,
+    file_type,
+    full_scaling,
+    magnitudes,
+)
 from yarn_gguf.errors import InputError
 from yarn_gguf.gguf_file.shards import Model
 from yarn_gguf.graphs import DEFAULT_BETA_SLOW, GRAPHS, SCALING_TYPES, Magnitude, RopeFreqs
@@ -46,6 +55,8 @@ def _scaling(facts: Facts, tensors: Tensors) -> Scaling:
     original = facts.original_context or facts.context_length
     if tensors.long_factors is not None and tensors.short_factors is not None:
         return LongRope(tensors.short_factors, tensors.long_factors, original, max(factor, 1.0), magnitude)
+    if GRAPHS[facts.arch].magnitude is Magnitude.GROK:  # whatever its keys say is what is computed
+        return full_scaling(facts, Runtime.STOCK, magnitudes(facts)[0])
     if kind == "yarn" and GRAPHS[facts.arch].yarn:
         return _yarn(facts, factor, original)
     if kind != "none" and factor != 1:

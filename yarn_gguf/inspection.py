@@ -6,12 +6,13 @@ Reads headers (and the RoPE tensors' few bytes), loads no model. Judges with `ef
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from yarn_gguf.before import read_before
+from yarn_gguf.before import Before, read_before
 from yarn_gguf.effective import (
+    TOLERANCE,
     Difference,
     LayerClass,
     LayerRope,
@@ -22,15 +23,17 @@ from yarn_gguf.effective import (
     layer_ropes,
     meant_ropes,
 )
-from yarn_gguf.encoding import ENCODINGS
-from yarn_gguf.errors import InputError, UsageError
+from yarn_gguf.encoding import ENCODINGS, encode
+from yarn_gguf.errors import YarnGgufError, about
 from yarn_gguf.findings import Finding, Level, error, note, warning
 from yarn_gguf.gguf_file.shards import Model
 from yarn_gguf.gguf_intent import own_intent, read_tensors
-from yarn_gguf.graphs import GRAPHS, Magnitude, RopeFreqs
+from yarn_gguf.graphs import GRAPHS, Magnitude, SlidingBase
 from yarn_gguf.intent import Intent, RopeOptions, resolve
 from yarn_gguf.metadata import (
     ALPHA,
+    ATTN_FACTOR,
+    BASE_SWA,
     BETA_FAST,
     BETA_SLOW,
     DEAD_ATTN_FACTOR,
@@ -41,7 +44,7 @@ from yarn_gguf.metadata import (
     Facts,
     read_facts,
 )
-from yarn_gguf.provenance import PREFIX, recorded_intent
+from yarn_gguf.provenance import PREFIX
 
 EMBEDDING: Final = "token_embd.weight"
 
@@ -54,7 +57,7 @@ class Inspection:
     facts: Facts
     intent: Intent
     source: str  # where the intent comes from
-    encoding: str
+    encoding: str | None
     meant: tuple[LayerRope, ...]
     effective: dict[Runtime, tuple[LayerRope, ...]]
     differences: dict[Runtime, Difference]
@@ -71,12 +74,14 @@ class Inspection:
 
     @property
     def verdict(self) -> str:
+        if all(kind.rope is None for kind in self.effective[Runtime.STOCK]) or not GRAPHS[self.facts.arch].yarn:
+            note = GRAPHS[self.facts.arch].note
+            return f"no RoPE here that could be scaled{': ' + note if note else ''}"
         if self.sound:
             return "stock llama.cpp computes exactly what this file asks for"
         if self.exact:
             return "RoPE is exact on stock llama.cpp, but there are errors in the file"
-        remedy = "; a patched llama.cpp is exact" if self.differences[Runtime.PATCHED].exact else ""
-        return f"stock llama.cpp computes something else than this file asks for{remedy}"
+        return "stock llama.cpp computes something else than this file asks for"
 
     @property
     def sound(self) -> bool:
@@ -88,44 +93,71 @@ def inspect_gguf(path: Path, options: RopeOptions, *, strict: bool = False) -> I
     """Looks at a file or a split set. With options, what is held against the file is what they ask for."""
     before = read_before(path, strict=strict)
     model = before.model
-    facts, tensors = read_facts(model), read_tensors(model)
-    recorded = recorded_intent(model, before.own) if before.original.extended else None
-    intent = recorded or own_intent(model, facts, tensors)
-    source = f"{PREFIX}* keys" if recorded else "its keys"
+    with about(path):
+        facts, tensors = read_facts(model), read_tensors(model)
+        intent, source = _intent(before, facts, tensors, options)
+        meant = meant_ropes(facts, intent)
+        effective = {runtime: layer_ropes(facts, tensors, runtime) for runtime in Runtime}
+        differences = {runtime: compare(meant, found, intent.context) for runtime, found in effective.items()}
+        remedy = "" if differences[Runtime.STOCK].exact else _remedy(before, intent)
+    found = Inspection(
+        *(model, facts, intent, source, _encoding(before, facts, intent)),
+        *(meant, effective, differences, (*before.findings, *_wrong(differences, remedy))),
+    )
+    findings = sorted((*found.findings, *_findings(found)), key=lambda f: list(Level).index(f.level))
+    return replace(found, findings=tuple(findings))
+
+
+def _intent(before: Before, facts: Facts, tensors: Tensors, options: RopeOptions) -> tuple[Intent, str]:
+    """What the file is held against, and where that comes from."""
     if options.given:
-        try:
-            intent, source = resolve(before.own, options).intent, "the options given"
-        except (UsageError, InputError) as problem:
-            raise type(problem)(problem.text, file=path, code=problem.code) from problem
-    meant = meant_ropes(facts, intent)
-    effective = {runtime: layer_ropes(facts, tensors, runtime) for runtime in Runtime}
-    differences = {runtime: compare(meant, found, intent.context) for runtime, found in effective.items()}
-    findings = tuple(_findings(model, facts, tensors, intent, differences))
-    encoding = _encoding(model, facts, tensors)
-    return Inspection(model, facts, intent, source, encoding, meant, effective, differences, findings)
+        return resolve(before.own, options).intent, "the options given"
+    if before.recorded is not None:
+        return before.recorded, f"{PREFIX}* keys"
+    return own_intent(before.model, facts, tensors), "its keys"
 
 
-def _encoding(model: Model, facts: Facts, tensors: Tensors) -> str:
-    recorded = model.first.get(PREFIX + "encoding")
+def _encoding(before: Before, facts: Facts, intent: Intent) -> str | None:
+    recorded = before.model.first.get(PREFIX + "encoding")
     if recorded in ENCODINGS:
         return str(recorded)
-    baked = tensors.rope_freqs is not None and file_type(facts) == "none"
-    return "baked" if baked and facts.attn_factor is not None else "keys"
+    if before.tensors.rope_freqs is not None and facts.type == "none":
+        return "baked"
+    return None if intent.method == "none" else "keys"
 
 
-def _findings(
-    model: Model, facts: Facts, tensors: Tensors, intent: Intent, differences: dict[Runtime, Difference]
-) -> Iterator[Finding]:
-    stock, patched = differences[Runtime.STOCK], differences[Runtime.PATCHED]
+def _remedy(before: Before, intent: Intent) -> str:
+    """What `extend` could do about a file that is not exact: tried, not guessed."""
+    try:
+        encoded = encode(before.undone, before.facts, before.tensors, intent, "auto", typed=False)
+    except YarnGgufError:
+        return "nothing here mends it"
+    if encoded.stock.exact:
+        return "yarn-gguf extend mends it"
+    return "only our patches (not released yet) make it exact" if encoded.patched.exact else "nothing here mends it"
+
+
+def _wrong(differences: dict[Runtime, Difference], remedy: str) -> Iterator[Finding]:
+    stock = differences[Runtime.STOCK]
     if not stock.exact:
-        remedy = "extend mends it, or says why not" + ("; a patched llama.cpp computes it" if patched.exact else "")
         yield error("not_exact_on_stock", f"stock llama.cpp differs in {stock.text}; {remedy}")
-    yield from _dead_keys(facts)
-    yield from _context(facts, intent)
-    yield from _runtime_traps(facts, intent)
-    yield from _tensor_faults(model, facts, tensors)
-    yield from _tokenizer_faults(model)
-    yield from _file_notes(model)
+
+
+def _findings(found: Inspection) -> Iterator[Finding]:
+    yield from _dead_keys(found.facts)
+    yield from _context(found.facts, found.intent)
+    yield from _runtime_traps(found)
+    yield from _lost_before(found)
+    yield from _tokenizer_faults(found.model)
+    yield from _file_notes(found.model)
+
+
+_NO_MAGNITUDE: Final = (Magnitude.ONE, Magnitude.NORMED, Magnitude.OCR)
+
+
+def _reads_sliding_base(facts: Facts) -> bool:
+    windows = GRAPHS[facts.arch].windows
+    return windows is not None and windows.base is not SlidingBase.FULL
 
 
 # a key that some graphs do not read: (name, its value, whether this graph reads it, the value that changes nothing)
@@ -137,6 +169,8 @@ _SOMETIMES_READ: Final[tuple[_Unread, ...]] = (
     (EXT_FACTOR, lambda f: f.ext_factor, lambda f: GRAPHS[f.arch].magnitude is Magnitude.GROK, 1.0),
     (LOG_MULTIPLIER, lambda f: f.log_multiplier, lambda f: GRAPHS[f.arch].log_multiplier is not None, None),
     (TRUNCATE, lambda f: f.truncate, lambda f: False, True),
+    (ATTN_FACTOR, lambda f: f.attn_factor, lambda f: GRAPHS[f.arch].magnitude not in _NO_MAGNITUDE, 1.0),
+    (BASE_SWA, lambda f: f.base_swa, _reads_sliding_base, None),
     (ALPHA, lambda f: f.alpha, lambda f: GRAPHS[f.arch].alpha_key, 0.0),
     (FACTOR, lambda f: f.factor, lambda f: file_type(f) != "none", 1.0),
 )
@@ -149,9 +183,13 @@ def _dead_keys(facts: Facts) -> Iterator[Finding]:
             continue
         key = f"{facts.arch}.{name}"
         if value == harmless:
-            yield note("dead_key", f"{key} = {value:g} is not read by stock llama.cpp; the value changes nothing")
+            yield note("dead_key", f"{key} = {_shown(value)} is not read by stock llama.cpp; the value changes nothing")
         else:
-            yield warning("dead_key", f"{key} = {value:g} is not read by stock llama.cpp for {facts.arch}")
+            yield warning("dead_key", f"{key} = {_shown(value)} is not read by stock llama.cpp for {facts.arch}")
+
+
+def _shown(value: float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
 
 
 def _context(facts: Facts, intent: Intent) -> Iterator[Finding]:
@@ -163,31 +201,38 @@ def _context(facts: Facts, intent: Intent) -> Iterator[Finding]:
         yield warning("context_unscaled", text)
 
 
-def _runtime_traps(facts: Facts, intent: Intent) -> Iterator[Finding]:
-    betas = (32.0, 1.0) if intent.yarn is None else (intent.yarn.beta_fast, intent.yarn.beta_slow)
+def _runtime_traps(found: Inspection) -> Iterator[Finding]:
+    facts, yarn = found.facts, found.intent.yarn
+    betas = (32.0, 1.0) if yarn is None else (yarn.beta_fast, yarn.beta_slow)
     if betas != (32.0, 1.0) and file_type(facts) == "yarn":
-        level, where = (warning, "") if GRAPHS[facts.arch].beta_keys else (note, "on a patched library, ")
+        level, where = (
+            (warning, "") if GRAPHS[facts.arch].beta_keys else (note, "with our patches (not released yet), ")
+        )
         yield level(
             "llama_cpp_python_betas",
             f"{where}llama-cpp-python's Llama(...) passes betas 32/1 by default and so overrides "
             f"{betas[0]:g}/{betas[1]:g}; give yarn_beta_fast=-1.0, yarn_beta_slow=-1.0",
         )
-    magnitude = intent.rope.magnitude()
-    if abs(magnitude - 1) > 1e-6:
+    magnitudes = [layers.magnitude for layers in found.effective[Runtime.STOCK]]
+    shifted = [magnitude for magnitude in magnitudes if abs(magnitude - 1) > TOLERANCE]
+    if shifted:
         yield warning(
             "context_shift",
-            f"a context shift on stock llama.cpp multiplies cached keys by {magnitude:.4g} each time "
+            f"a context shift on stock llama.cpp multiplies cached keys by {shifted[0]:.4g} each time "
             "(--context-shift, --cache-reuse, self-extend): leave it off",
         )
 
 
-def _tensor_faults(model: Model, facts: Facts, tensors: Tensors) -> Iterator[Finding]:
-    graph = GRAPHS[facts.arch]
-    if tensors.rope_freqs is not None and graph.rope_freqs is RopeFreqs.REFUSED:
-        text = f"rope_freqs.weight is in the file, but llama.cpp's {facts.arch} does not take it and refuses to load"
-        yield error("rope_freqs_refused", text)
-    if tensors.rope_freqs is not None and graph.rope_freqs is RopeFreqs.IGNORED:
-        yield warning("rope_freqs_ignored", f"rope_freqs.weight is loaded for {facts.arch}, and not used")
+# settings of published checkpoints that no key of a GGUF from upstream's converter can say
+_LOST_BEFORE: Final = {"gpt-oss": "the published gpt-oss checkpoints have truncate false"}
+
+
+def _lost_before(found: Inspection) -> Iterator[Finding]:
+    lost, facts = _LOST_BEFORE.get(found.facts.arch), found.facts
+    if lost is None or facts.truncate is not None or found.intent.yarn is None or found.source != "its keys":
+        return
+    text = f"{lost}, which this file does not say; if it comes from one, inspect it with --no-truncate"
+    yield warning("lost_before", text)
 
 
 def _tokenizer_faults(model: Model) -> Iterator[Finding]:

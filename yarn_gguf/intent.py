@@ -129,6 +129,8 @@ def resolve(own: Intent, options: RopeOptions) -> Resolved:
         rope = replace(own.rope, scaling=scaling)
     except ValueError as error:
         raise UsageError(f"these settings make no RoPE: {error}", code="bad_rope") from error
+    if own.method not in ("none", "factors", method):
+        notes += (f"the model was scaled with {own.method}, now with {method}; --method {own.method} would keep it",)
     if rope.under is not None and method != "none":
         notes += (
             f"the model's frequencies are already rescaled (llama3 or baked); {method} is applied on top of them",
@@ -147,10 +149,14 @@ def _original(own: Intent, options: RopeOptions) -> int:
 
 
 def _method(own: Intent, options: RopeOptions) -> Method:
-    """The method asked for; else the ramp that the model already has; else YaRN."""
+    """The method asked for; else the ramp that the model has; without a new extent, linear stays linear; else YaRN."""
     if options.method is not None:
         return options.method
-    return "ntk-by-parts" if isinstance(own.rope.scaling, NtkByParts) else "yarn"
+    if isinstance(own.rope.scaling, NtkByParts):
+        return "ntk-by-parts"
+    if isinstance(own.rope.scaling, Linear) and options.factor is None and options.ctx is None:
+        return "linear"
+    return "yarn"
 
 
 def _factor(own: Intent, options: RopeOptions, original: int) -> float:
@@ -196,6 +202,10 @@ def _scaling(
         _refuse_unused(options, method, ("beta_fast", "beta_slow", "truncate"))
         return ramp, ()
     attention, notes = _attention(own, options, factor)
+    if (options.mscale is None) != (options.mscale_all_dim is None) and not (old.mscale and old.mscale_all_dim):
+        notes += (
+            "one of --mscale and --mscale-all-dim alone leaves the attention factor as it is, as in transformers",
+        )
     yarn = Yarn(
         factor,
         original,

@@ -1,12 +1,12 @@
 """GGUF key/values <-> what they say of a model's context and RoPE: the only home of key strings.
 
-Reading (`read_facts`) takes what the file says as it stands and judges nothing; writing (`Changes`) names keys to set
-and to remove. Knows no formula (that is `rope`), and not what a runtime makes of a key (`graphs`, `effective`).
+Reading (`read_facts`) takes what the file says as it stands, and refuses numbers that no model has, lest they cost
+memory and time later; writing (`Changes`) names keys to set and to remove. Knows no formula (that is `rope`), and not
+what a runtime makes of a key (`graphs`, `effective`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,9 +14,10 @@ from typing import Final
 import numpy as np
 
 from yarn_gguf.errors import InputError
-from yarn_gguf.gguf_file.format import INTEGERS, ValueType
+from yarn_gguf.gguf_file.format import ValueType
 from yarn_gguf.gguf_file.header import Entry, entry
 from yarn_gguf.gguf_file.shards import Model
+from yarn_gguf.gguf_keys import Bound, Keys
 from yarn_gguf.graphs import GRAPHS, OLD_FACTOR_KEY
 from yarn_gguf.graphs import Rope as RopeKind
 
@@ -39,6 +40,14 @@ BASE: Final = "rope.freq_base"
 BASE_SWA: Final = "rope.freq_base_swa"
 WINDOW: Final = "attention.sliding_window"
 PATTERN: Final = "attention.sliding_window_pattern"
+LAYERS: Final = "block_count"
+WIDTH: Final = "embedding_length"
+HEADS: Final = "attention.head_count"
+HEADS_KV: Final = "attention.head_count_kv"
+KEY_LENGTH: Final = "attention.key_length"
+KEY_LENGTH_SWA: Final = "attention.key_length_swa"
+DIMENSIONS: Final = "rope.dimension_count"
+DIMENSIONS_SWA: Final = "rope.dimension_count_swa"
 
 # how each key that we write is stored, as llama.cpp reads it: with another type it refuses the file
 WRITTEN_TYPES: Final[dict[str, ValueType]] = {
@@ -53,20 +62,47 @@ WRITTEN_TYPES: Final[dict[str, ValueType]] = {
 }
 # every key that says how RoPE is scaled: what an extension starts from a clean slate of
 SCALING_KEYS: Final = (
-    *(
-        TYPE,
-        FACTOR,
-        ORIGINAL,
-        ATTN_FACTOR,
-        EXT_FACTOR,
-        DEAD_ATTN_FACTOR,
-        BETA_FAST,
-        BETA_SLOW,
-        LOG_MULTIPLIER,
-        TRUNCATE,
-    ),
+    TYPE,
+    FACTOR,
+    ORIGINAL,
+    ATTN_FACTOR,
+    EXT_FACTOR,
+    DEAD_ATTN_FACTOR,
+    BETA_FAST,
+    BETA_SLOW,
+    LOG_MULTIPLIER,
+    TRUNCATE,
     OLD_FACTOR_KEY,
 )
+
+# what a number may be: far beyond any model, and small enough that a list of as many costs nothing. 0 is "not set" for
+# llama.cpp's factors; of dimensions, `_check_rotation` says more
+_MAX_LAYERS: Final = 10_000
+_MAX_WIDTH: Final = 1 << 16
+_MAX_32: Final = (1 << 32) - 1
+_MAX_TOKENS: Final = (1 << 31) - 1  # llama.cpp counts positions in 31 bits
+_MAX_NUMBER: Final = float(np.finfo(np.float32).max)
+_NOT_NEGATIVE: Final = "it cannot be negative"
+_ABOVE_1: Final = "a number above 1 is needed"
+_BOUNDS: Final[dict[str, Bound]] = {
+    LAYERS: Bound(1, _MAX_LAYERS),
+    WIDTH: Bound(1, _MAX_32),
+    HEADS: Bound(0, _MAX_WIDTH, _NOT_NEGATIVE),
+    HEADS_KV: Bound(0, _MAX_WIDTH, _NOT_NEGATIVE),
+    KEY_LENGTH: Bound(1, _MAX_WIDTH),
+    KEY_LENGTH_SWA: Bound(1, _MAX_WIDTH),
+    DIMENSIONS: Bound(0, _MAX_WIDTH, _NOT_NEGATIVE),
+    DIMENSIONS_SWA: Bound(0, _MAX_WIDTH, _NOT_NEGATIVE),
+    CONTEXT: Bound(1, _MAX_TOKENS),
+    ORIGINAL: Bound(1, _MAX_TOKENS),
+    WINDOW: Bound(0, _MAX_32, _NOT_NEGATIVE),
+    PATTERN: Bound(0, _MAX_32, _NOT_NEGATIVE),
+    FACTOR: Bound(0, _MAX_NUMBER, _NOT_NEGATIVE),
+    OLD_FACTOR_KEY: Bound(0, _MAX_NUMBER, _NOT_NEGATIVE),
+    BASE: Bound(float(np.nextafter(1, 2)), _MAX_NUMBER, _ABOVE_1),
+    BASE_SWA: Bound(float(np.nextafter(1, 2)), _MAX_NUMBER, _ABOVE_1),
+    ALPHA: Bound(-_MAX_NUMBER, 1_000_000_000),  # any power of it that is taken must stay a number
+}
 
 _PER_TOKEN: Final = {"tokenizer.ggml.scores": ValueType.FLOAT32, "tokenizer.ggml.token_type": ValueType.INT32}
 _TOKENS: Final = "tokenizer.ggml.tokens"
@@ -130,94 +166,33 @@ class Changes:
         return result
 
 
-class _Keys:
-    """Typed access to a model's entries; a wrong type is an error that names the key."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.arch = self.text("general.architecture") or ""
-        if not self.arch:
-            raise self.fail("general.architecture is missing: not a model that llama.cpp can load")
-
-    def fail(self, text: str, code: str = "bad_metadata") -> InputError:
-        return InputError(text, file=self.model.path, code=code)
-
-    def text(self, key: str) -> str | None:
-        found = self.model.entries.get(key)
-        if found is None:
-            return None
-        if found.type is not ValueType.STRING:
-            raise self.fail(f"{key} must be a string")
-        return str(found.value())
-
-    def _scalar(self, name: str, kinds: frozenset[ValueType], what: str) -> float | None:
-        found = self.model.entries.get(f"{self.arch}.{name}")
-        if found is None:
-            return None
-        if found.type not in kinds:
-            raise self.fail(f"{self.arch}.{name} must be {what}, not {found.type.name.lower()}")
-        value = found.value()
-        assert isinstance(value, bool | int | float)  # what `kinds` leaves
-        return value
-
-    def integer(self, name: str) -> int | None:
-        value = self._scalar(name, INTEGERS, "an integer")
-        return None if value is None else int(value)
-
-    def number(self, name: str) -> float | None:
-        value = self._scalar(name, INTEGERS | {ValueType.FLOAT32, ValueType.FLOAT64}, "a number")
-        if value is not None and not math.isfinite(value):
-            raise self.fail(f"{self.arch}.{name} is {value}")
-        return None if value is None else float(value)
-
-    def boolean(self, name: str) -> bool | None:
-        value = self._scalar(name, frozenset({ValueType.BOOL}), "a boolean")
-        return None if value is None else bool(value)
-
-    def array(self, name: str) -> tuple[int, ...] | None:
-        """An array of integers or booleans; None where the key is absent or a scalar."""
-        found = self.model.entries.get(f"{self.arch}.{name}")
-        if found is None or found.type is not ValueType.ARRAY:
-            return None
-        value = found.value()
-        if found.item_type not in INTEGERS | {ValueType.BOOL} or not isinstance(value, np.ndarray):
-            raise self.fail(f"{self.arch}.{name} must hold integers")
-        return tuple(int(item) for item in value)
-
-    def per_layer(self, name: str) -> tuple[int, ...]:
-        return self.array(name) or tuple(filter(None, [self.integer(name)]))
-
-    def positive(self, name: str) -> int:
-        value = self.integer(name)
-        if value is None or value <= 0:
-            raise self.fail(
-                f"{self.arch}.{name} is {'missing' if value is None else value}, a positive number is needed"
-            )
-        return value
-
-
 def read_facts(model: Model) -> Facts:
     """What the file says of itself; refuses other kinds of GGUF and numbers that no model can have."""
     _check_kind(model)
-    keys = _Keys(model)
+    keys = Keys(model, _BOUNDS)
     if keys.arch not in GRAPHS:
         raise keys.fail(f"architecture {keys.arch!r} is not one of the {len(GRAPHS)} we know", "unknown_arch")
     _check_tokenizer(keys)
-    heads = keys.per_layer("attention.head_count")
-    if GRAPHS[keys.arch].rope is not RopeKind.NONE and not any(heads):
-        raise keys.fail(f"{keys.arch}.attention.head_count is missing or 0, a positive number is needed")
-    width = keys.positive("embedding_length")
-    pattern, truths = keys.array(PATTERN), keys.array("attention.rope_pattern")
+    facts = _facts(keys)
+    _check_rotation(keys, facts)
+    return facts
+
+
+def _facts(keys: Keys) -> Facts:
+    layers = keys.required(LAYERS)
+    heads = keys.per_layer(HEADS, layers)
+    factor = FACTOR if f"{keys.arch}.{FACTOR}" in keys.model.entries else OLD_FACTOR_KEY
+    flags = keys.flags(PATTERN)
     return Facts(
         arch=keys.arch,
-        name=keys.text("general.name") or model.path.stem,
-        context_length=keys.positive(CONTEXT),
-        layers=keys.positive("block_count"),
-        head_dim=keys.integer("attention.key_length") or width // max(heads[0] if heads else 1, 1),
+        name=keys.text("general.name") or keys.model.path.stem,
+        context_length=keys.required(CONTEXT),
+        layers=layers,
+        head_dim=_head_dim(keys, heads),
         head_count=heads,
-        head_count_kv=keys.per_layer("attention.head_count_kv"),
+        head_count_kv=keys.per_layer(HEADS_KV, layers),
         type=keys.text(f"{keys.arch}.{TYPE}"),
-        factor=keys.number(FACTOR) if f"{keys.arch}.{FACTOR}" in model.entries else keys.number(OLD_FACTOR_KEY),
+        factor=keys.number(factor),
         attn_factor=keys.number(ATTN_FACTOR),
         original_context=keys.integer(ORIGINAL),
         finetuned=keys.boolean(FINETUNED),
@@ -230,13 +205,39 @@ def read_facts(model: Model) -> Facts:
         alpha=keys.number(ALPHA),
         base=keys.number(BASE),
         base_swa=keys.number(BASE_SWA),
-        dimensions=keys.integer("rope.dimension_count"),
-        dimensions_swa=keys.integer("rope.dimension_count_swa"),
+        dimensions=keys.integer(DIMENSIONS),
+        dimensions_swa=keys.integer(DIMENSIONS_SWA),
         sections=keys.array("rope.dimension_sections"),
-        window=(keys.array(WINDOW) or (0,))[0] if keys.array(WINDOW) else keys.integer(WINDOW),
-        pattern=tuple(map(bool, pattern)) if pattern is not None else keys.integer(PATTERN),
-        rope_pattern=None if truths is None else tuple(map(bool, truths)),
+        window=keys.integer(WINDOW),  # llama.cpp reads one for all layers, and stops at an array
+        pattern=keys.integer(PATTERN) if flags is None else flags,
+        rope_pattern=keys.flags("attention.rope_pattern"),
     )
+
+
+def _head_dim(keys: Keys, heads: tuple[int, ...]) -> int:
+    """The key length, which defaults to n_embd / n_head."""
+    if GRAPHS[keys.arch].rope is not RopeKind.NONE and not any(heads):
+        raise keys.fail(f"{keys.arch}.{HEADS} is missing or 0, a positive number is needed")
+    width, count = keys.required(WIDTH), max(heads[0] if heads else 1, 1)
+    found = keys.integer(KEY_LENGTH) or width // count
+    if not 0 < found <= _MAX_WIDTH:
+        text = f"{WIDTH} {width} over {HEADS} {count} makes heads of {found} dimensions"
+        raise keys.fail(f"{text}, from 1 to {_MAX_WIDTH} are supported")
+    return found
+
+
+def _check_rotation(keys: Keys, facts: Facts) -> None:
+    """Pairs are turned, within a head; of a latent head, which is part position and part content, only some."""
+    if GRAPHS[facts.arch].rope is RopeKind.NONE:
+        return
+    rows = (
+        (DIMENSIONS, facts.dimensions, facts.head_dim),
+        (DIMENSIONS_SWA, facts.dimensions_swa, keys.integer(KEY_LENGTH_SWA) or facts.head_dim),
+    )
+    for name, value, widest in rows:
+        if value is not None and (value % 2 or not 0 < value <= widest):
+            text = f"an even number from 2 to the key length {widest} is needed"
+            raise keys.fail(f"{facts.arch}.{name} is {value}, {text}")
 
 
 def _check_kind(model: Model) -> None:
@@ -258,7 +259,7 @@ def _check_kind(model: Model) -> None:
         raise InputError("holds no tensors, so it is not a model", file=model.path, code="other_kind")
 
 
-def _check_tokenizer(keys: _Keys) -> None:
+def _check_tokenizer(keys: Keys) -> None:
     tokens = keys.model.entries.get(_TOKENS)
     if tokens is None:
         return

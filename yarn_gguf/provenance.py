@@ -11,15 +11,16 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from yarn_gguf.errors import InputError
+from yarn_gguf.findings import Finding, warning
 from yarn_gguf.gguf_file.format import MAX_SIZE, ValueType
 from yarn_gguf.gguf_file.header import Entry, Header, entry
 from yarn_gguf.gguf_file.layout import length_of
 from yarn_gguf.gguf_file.reader import parse_entry
-from yarn_gguf.gguf_file.shards import Model
+from yarn_gguf.gguf_file.shards import LISTED, Model
 from yarn_gguf.intent import Intent
 from yarn_gguf.rope import Linear, NtkAware, NtkByParts, Rope, Scaling, Unscaled, Yarn
 
@@ -60,6 +61,7 @@ class Original:
     trailing: int = 0  # bytes behind the last tensor, which stand at the end of the file still
     body: int | None = None  # bytes of part 1's data region with its padding; None: as it is now
     parts: tuple[str, ...] = ()  # sha256 of the other parts' headers
+    infos: tuple[str, ...] = ()  # `tensors_digest` of the other parts; older records lack it
     extended: bool = False  # whether the file has been through us at all
 
 
@@ -75,6 +77,12 @@ def _start(header: Header, size: int) -> bytes:
 
 def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def tensors_digest(part: Header) -> str:
+    """Of names, shapes and types, in whatever order and wherever in the file the tensors lie."""
+    found = sorted(part.tensors.items())
+    return digest_of(b"".join(replace(tensor, offset=0).encode() for _, tensor in found))
 
 
 def original_of(model: Model) -> Original:
@@ -105,6 +113,7 @@ def _untouched(model: Model) -> Original:
         trailing=first.trailing,
         body=first.padded_end - first.data_offset,
         parts=others,
+        infos=tuple(map(tensors_digest, model.parts[1:])),
     )
 
 
@@ -168,22 +177,38 @@ def _undone(model: Model, record: _Record) -> Original:
         record.size("trailing"),
         record.size("body"),
         tuple(record.texts("parts")),
+        tuple(record.texts("infos")) if "infos" in record.values else (),
         extended=True,
     )
 
 
-def check_parts(model: Model, original: Original) -> None:
-    """The other parts of a set must be those that part 1 was written for, where it says which."""
-    if not original.extended or len(original.parts) != len(model.parts) - 1:
-        return
-    strange = [
-        part.path.name
-        for part, digest in zip(model.parts[1:], original.parts, strict=True)
-        if digest_of(header_bytes(part)) != digest
-    ]
-    if strange:
-        text = f"the parts do not belong together: {', '.join(strange)} is from another model or was changed"
-        raise InputError(text, file=model.path, code="split_mixed")
+def check_parts(model: Model, original: Original) -> tuple[Finding, ...]:
+    """Whether the other parts of a set are those that part 1 was written for, where it says which.
+
+    Another tool may have edited their metadata, which is said; other tensors are another model's, which is refused.
+    """
+    others = model.parts[1:]
+    if not original.extended or len(original.parts) != len(others):
+        return ()
+    changed = [i for i, part in enumerate(others) if digest_of(header_bytes(part)) != original.parts[i]]
+    if len(original.infos) == len(others):
+        strange = [others[i] for i in changed if tensors_digest(others[i]) != original.infos[i]]
+        if strange:
+            text = f"the parts do not belong together: {_names(strange)} is from another model or was changed"
+            text = f"{text}, since its tensors have other names, shapes or types; put the right one in its place"
+            raise InputError(text, file=model.path, code="split_mixed")
+    if not changed:
+        return ()
+    text = (
+        f"another tool has changed {_names([others[i] for i in changed])} since this set was extended: the settings "
+        "can still be told and restored, but not every byte; for that, put back the part as it was"
+    )
+    return (warning("parts_changed", text),)
+
+
+def _names(parts: Sequence[Header]) -> str:
+    """As many as fit a line."""
+    return ", ".join(part.path.name for part in parts[:LISTED]) + (" and more" if len(parts) > LISTED else "")
 
 
 def restore_record(original: Original, entries: Mapping[str, Entry], *, added: bool, replaced: bytes | None) -> str:
@@ -205,6 +230,7 @@ def restore_record(original: Original, entries: Mapping[str, Entry], *, added: b
         "body": original.body,
         "header": original.digest,
         "parts": list(original.parts),
+        "infos": list(original.infos),
     }
     return json.dumps(record, separators=(",", ":"))
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import itertools
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
 from yarn_gguf import __version__
 from yarn_gguf.cli.extend import extend
 from yarn_gguf.cli.inspect import inspect
+from yarn_gguf.cli.options import Asked
+from yarn_gguf.cli.render import print_json
 from yarn_gguf.errors import ResourceError, UsageError, YarnGgufError
 
-BUG = 70
-
-
+BUG: Final = 70
+SIGPIPE: Final = 13  # not in `signal` on Windows
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -39,7 +40,7 @@ def cli() -> None:
     """Give a GGUF model a longer context with YaRN, and prove that it did.
 
     Exit codes: 0 done, 1 a check failed, 2 usage, 3 bad or unsupported input, 4 I/O or resources, 5 a child
-    process died, 70 a bug of ours, 130 and 143 on SIGINT and SIGTERM.
+    process died, 70 a bug of ours; 129, 130, 141 and 143 on SIGHUP, SIGINT, SIGPIPE and SIGTERM.
     """
 
 
@@ -64,31 +65,42 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 def _run(args: list[str]) -> int:
     """Runs a command; whatever comes out of it becomes one line and an exit code."""
+    asked = Asked()
     try:
-        result: Any = cli.main(args, prog_name="yarn-gguf", standalone_mode=False)
+        result: Any = cli.main(args, prog_name="yarn-gguf", standalone_mode=False, obj=asked)
         sys.stdout.flush()
-    except YarnGgufError as error:
-        return _fail(error, args)
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        hint = f" (see `{context.command_path} --help`)" if context is not None else ""
-        return _fail(UsageError(error.format_message() + hint, code="usage"), args)
     except BrokenPipeError:
         _silence_stdout()
-        return 128 + signal.SIGPIPE
-    except OSError as error:
-        where = None if error.filename is None else os.fsdecode(error.filename)
-        return _fail(ResourceError(error.strerror or str(error), file=where, code="io"), args)
-    except MemoryError:
-        return _fail(ResourceError("out of memory", code="memory"), args)
+        return 128 + SIGPIPE
     except (KeyboardInterrupt, click.Abort):
         return _stopped(signal.SIGINT)
     except Stopped as stopped:
         return _stopped(stopped.number)
-    except Exception:  # noqa: BLE001 - a bug of ours: its traceback is what we need to see
-        traceback.print_exc()
-        return BUG
+    except Exception as error:  # noqa: BLE001 - told apart by `_told`
+        return _fail(error, as_json=_wants_json(asked, args))
     return result if isinstance(result, int) else 0
+
+
+def _wants_json(asked: Asked, args: Sequence[str]) -> bool:
+    """What click found; what it looks like where click gave up before it knew."""
+    return asked.json if asked.json is not None else "--json" in itertools.takewhile(lambda arg: arg != "--", args)
+
+
+def _told(error: Exception) -> YarnGgufError | None:
+    """The error as one of ours; None for a bug."""
+    match error:
+        case YarnGgufError():
+            return error
+        case click.ClickException():
+            context = getattr(error, "ctx", None)
+            hint = f" (see `{context.command_path} --help`)" if context is not None else ""
+            return UsageError(error.format_message() + hint, code="usage")
+        case OSError():
+            where = None if error.filename is None else os.fsdecode(error.filename)
+            return ResourceError(error.strerror or str(error), file=where, code="io")
+        case MemoryError():
+            return ResourceError("out of memory", code="memory")
+    return None
 
 
 def _stopped(number: int) -> int:
@@ -97,17 +109,21 @@ def _stopped(number: int) -> int:
     return 128 + number
 
 
-def _fail(error: YarnGgufError, args: Sequence[str]) -> int:
-    """One line on stderr; the same as JSON on stdout where that was asked for."""
-    click.echo(f"error: {error}", err=True)
+def _fail(error: Exception, *, as_json: bool) -> int:
+    """One line on stderr, of a bug its traceback; and one document on stdout where that was asked for."""
+    told = _told(error)
+    if told is None:
+        traceback.print_exception(error)
+        told = YarnGgufError("".join(traceback.format_exception_only(error)), code="bug")
+    else:
+        click.echo(f"error: {told}", err=True)
     try:
         sys.stdout.flush()
-        if "--json" in args:
-            found = {"code": error.code, "exit": error.exit_code, "file": error.file, "text": error.text}
-            click.echo(json.dumps({"schema": 1, "error": found}, ensure_ascii=True))
+        if as_json:
+            print_json({"error": {"code": told.code, "exit": told.exit_code, "file": told.file, "text": told.text}})
     except OSError:  # stdout itself is what failed
         _silence_stdout()
-    return error.exit_code
+    return told.exit_code
 
 
 def _silence_stdout() -> None:

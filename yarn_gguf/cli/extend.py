@@ -68,8 +68,8 @@ def extend(
     """
     if in_place and output is not None:
         raise UsageError("--in-place and -o exclude each other", code="usage")
-    if restore and rope.given:
-        raise UsageError("--restore takes no rope options", code="usage")
+    if restore and (rope.given or encoding != "auto"):
+        raise UsageError("--restore takes neither rope options nor --encoding", code="usage")
     before = read_before(source, strict=strict)
     extension = plan_restoration(before) if restore else plan_extension(before, rope, encoding)
     total = sum(layout.size for layout in extension.layouts.values())
@@ -127,7 +127,10 @@ def _print(outcome: Outcome, *, dry_run: bool) -> None:
     )
     if not dry_run:
         done += f", {outcome.seconds:.1f} s" + (", data shared with the input on disk" if how == "shared" else "")
-    rows = [("was", rope_text(extension.before.own))]
+    before = extension.before
+    rows = [("was", rope_text(before.current))]
+    if before.recorded is not None:
+        rows.append(("original", rope_text(before.own)))
     if extension.intent is not None and extension.encoded is not None:
         rows = [*rows, ("is", rope_text(extension.intent)), ("encoding", _encoding_text(extension.encoded))]
     else:

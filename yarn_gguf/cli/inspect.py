@@ -49,8 +49,9 @@ def inspect(path: Path, rope: RopeOptions, runtime: str, plot: Path | None, stri
     """
     if plot is not None:
         check_plot_name(plot)
-    if path.is_dir():
-        _inspect_checkpoint(path, rope, plot, as_json)
+    folder = path.parent if path.name == "config.json" and path.is_file() else path
+    if folder.is_dir():
+        _inspect_checkpoint(folder, rope, plot, as_json)
         return
     found = inspect_gguf(path, rope, strict=strict)
     if plot is not None:
@@ -63,14 +64,16 @@ def inspect(path: Path, rope: RopeOptions, runtime: str, plot: Path | None, stri
 
 def _inspect_checkpoint(path: Path, rope: RopeOptions, plot: Path | None, as_json: bool) -> None:
     found = inspect_checkpoint(path, rope)
-    intent = found.intent
+    intent, name = found.intent, path.resolve().name
+    plain_llama3 = found.under is not None and intent.method == "none"
+    text = f"llama3 scaling, context {intent.context}" if plain_llama3 else rope_text(intent)
     if plot is not None:
-        plot_rope(Picture(f"{path.name}: {rope_text(intent)}", intent.rope, intent.original, intent.context), plot)
+        plot_rope(Picture(f"{name}: {text}", found.rope_at_context, intent.original, intent.context), plot)
     if as_json:
         print_json(_checkpoint_document(found))
         return
-    title = f"{path.resolve().name}  {found.arch}, {found.config.layers} layers"
-    rows = [("asks for", f"{rope_text(intent)}  (by {found.source})")]
+    title = f"{name}  {found.arch}, {found.config.layers} layers"
+    rows = [("asks for", f"{text}  (by {found.source})")]
     rows += [("layers", _layer_text(rope, None)) for rope in found.layers]
     if plot is not None:
         rows.append(("plot", str(plot)))
@@ -111,9 +114,12 @@ def _document(found: Inspection) -> dict[str, Any]:
 def _checkpoint_document(found: CheckpointInspection) -> dict[str, Any]:
     return {
         "path": str(found.path),
+        "files": 1,
+        "bytes": None,
+        "type": None,
         "arch": found.arch,
         "context_length": found.config.max_position_embeddings,
-        "rope": rope_json(found.intent, None),
+        "rope": {**rope_json(found.intent, None), "under": found.under},
         "rope_source": found.source,
         "effective": {
             "stock": None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +29,16 @@ def tokens(text: str) -> int:
     return int(number)
 
 
-GGUF_PATH = click.Path(path_type=Path)
+class _Name(click.Path):
+    """A path, which `pathlib` would take for the current folder if it were empty."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("is empty; name a file", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+GGUF_PATH = _Name(path_type=Path)
 
 _ROPE_OPTIONS = (
     click.option(
@@ -83,5 +92,27 @@ encoding_option = click.option(
     show_default=True,
     help="How the scaling is written: standard keys, or baked into rope_freqs.weight.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+
+
+@dataclass
+class Asked:
+    """What click made of `--json`, for errors that end a command; None while it had not come so far."""
+
+    json: bool | None = None
+
+
+def _remember(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+    if isinstance(ctx.obj, Asked):
+        ctx.obj.json = value
+    return value
+
+
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    is_eager=True,  # before another option's value can be refused
+    callback=_remember,
+    help="Print one JSON document and nothing else.",
+)
 strict_option = click.option("--strict", is_flag=True, help="Refuse bytes behind the last tensor.")

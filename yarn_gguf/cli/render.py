@@ -1,4 +1,7 @@
-"""Library values -> what a person reads, and what a program reads. The only module besides the commands that prints."""
+"""Library values -> what a person reads, and what a program reads. The only module besides the commands that prints.
+
+For a person, control characters from a file are spelled out; for a program everything is exact.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 
 import click
 
+from yarn_gguf.errors import printable
 from yarn_gguf.findings import Finding, Level
 from yarn_gguf.gguf_file.fill import Progress
 from yarn_gguf.intent import Intent
@@ -83,7 +87,7 @@ def _finite(value: Any) -> Any:
 
 def print_rows(title: str, rows: Iterable[tuple[str, str]]) -> None:
     """A title and lines of `name  text`, wrapped to the terminal."""
-    click.echo(click.style(title, bold=True))
+    click.echo(click.style(printable(title), bold=True))
     for name, text in rows:
         _print_wrapped(f"  {name:<9} ", text)
 
@@ -95,7 +99,7 @@ def print_findings(findings: Iterable[Finding]) -> None:
 
 
 def print_verdict(text: str, *, sound: bool) -> None:
-    lines = textwrap.wrap(f"{'✓' if sound else '✗'} {text}", _width(), subsequent_indent="  ")
+    lines = textwrap.wrap(f"{'✓' if sound else '✗'} {printable(text)}", _width(), subsequent_indent="  ")
     click.echo(click.style("\n".join(lines), fg="green" if sound else "red", bold=True))
 
 
@@ -107,7 +111,8 @@ def _print_wrapped(head: str, text: str, indent: int = 12) -> None:
     """`head text`, with what does not fit on lines below, indented."""
     used = len(click.unstyle(head))
     first, rest = " " * used, " " * indent
-    lines = textwrap.wrap(text, _width(), initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+    shape = textwrap.TextWrapper(_width(), initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+    lines = shape.wrap(printable(text))
     click.echo("\n".join([head + lines[0][used:], *lines[1:]]) if lines else head)
 
 

@@ -29,8 +29,9 @@ from yarn_gguf.gguf_file.fill import Copy, Piece, Progress, can_share, changed, 
 _DEVICES: Final = (Path("/dev"), Path("/dev/fd"))  # /dev/stdout may lead to a file, and is none
 
 
-def check_target(final: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
+def check_target(final: Path, inputs: Sequence[Path], *, overwrite: bool, option: str = "-o") -> None:
     """Refuses an output that is no place for a file; and one that exists, unless replacing it was asked for."""
+    _check_length(final, option)
     if not final.parent.is_dir():
         raise UsageError("its folder does not exist; create it first", file=final, code="no_folder")
     if final.is_dir():
@@ -43,6 +44,16 @@ def check_target(final: Path, inputs: Sequence[Path], *, overwrite: bool) -> Non
         raise UsageError("is the input itself; use --in-place, or another name", file=final, code="output_is_input")
     what = "is a symbolic link" if final.is_symlink() else "exists"
     raise UsageError(f"{what}; --force replaces it", file=final, code="output_exists")
+
+
+def _check_length(final: Path, option: str) -> None:
+    """Refuses a name that only the system can tell to be too long."""
+    try:
+        final.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            text = f"its name is too long for this filesystem; name a shorter one with {option}"
+            raise UsageError(text, file=final, code="name_too_long") from error
 
 
 @dataclass
@@ -143,9 +154,12 @@ class Stage:
     def discard(self) -> None:
         """Takes back the names that were given, unless all were, and removes the temporaries. Can be done twice."""
         for output in self.outputs:
-            if not self.complete:
-                _take_back(output)
-            output.temporary.unlink(missing_ok=True)
+            if self.complete:
+                output.temporary.unlink(missing_ok=True)
+                continue
+            _take_back(output)
+            with contextlib.suppress(OSError):  # what went wrong before this is what must be told
+                output.temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
