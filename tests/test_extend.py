@@ -427,7 +427,7 @@ NO_MODEL: Final[dict[str, tuple[str, dict[str, Any], str]]] = {
     "no heads": ("llama", {"attention.head_count": 0}, "head_count is missing or 0"),
     "heads that are not there": ("llama", {"attention.head_count": None}, "head_count is missing or 0"),
     "a head of nothing": ("llama", {"rope.dimension_count": 0}, "rope.dimension_count is 0"),
-    "an odd head": ("llama", {"rope.dimension_count": 31}, "dim is 31"),
+    "an odd head": ("llama", {"rope.dimension_count": 31}, "dimension_count is 31"),
     "a base of zero": ("llama", {"rope.freq_base": 0.0}, "rope.freq_base is 0"),
     "a base that is negative": ("llama", {"rope.freq_base": -1.0}, "base"),
     "a base that is no number": ("llama", {"rope.freq_base": float("nan")}, "freq_base is nan"),

@@ -98,7 +98,7 @@ def test_layers_without_rope_are_named(toy_gguf: Files) -> None:
         "full": [0, 1, 2],
         "none": [3],
     }
-    assert "layers 3: no RoPE" in run("inspect", toy_gguf("smollm3")).words
+    assert "layer 3: no RoPE" in run("inspect", toy_gguf("smollm3")).words
 
 
 FINDINGS: dict[str, tuple[dict[str, Any], str, str]] = {

@@ -50,7 +50,7 @@ def read_before(path: str | Path, *, strict: bool = False) -> Before:
     """Reads a model and undoes, in memory, what an earlier run did to it."""
     model = read_model(path, strict=strict)
     original = original_of(model)
-    check_parts(model, original)
+    parts = check_parts(model, original)
     first = replace(model.first, entries=original.entries)
     undone = Model((first, *model.parts[1:]))
     facts = read_facts(undone)
@@ -59,7 +59,7 @@ def read_before(path: str | Path, *, strict: bool = False) -> Before:
     with about(model.path):
         own = own_intent(undone, facts, tensors)
         recorded = recorded_intent(model, own) if original.extended else None
-    findings = tuple(_tensor_faults(facts, tensors))
+    findings = (*parts, *_tensor_faults(facts, tensors))
     return Before(model, original, undone, facts, tensors, own, recorded, findings)
 
 

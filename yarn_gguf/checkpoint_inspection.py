@@ -63,10 +63,12 @@ ARCHS: Final = {
     each.partition("=")[0]: each.rpartition("=")[2] for names in _BY_FATE.values() for each in names.split()
 }
 LONGROPE_KEPT: Final = frozenset(("phi3",))
+LONGROPE_LISTS: Final = frozenset(("minicpm3",))  # the lists alone, without context and magnitude; read in its source
 BETA_DROPPED: Final = frozenset(("mistral4",))  # llama_4_scaling_beta
 # transformers 5.23's classes that multiply the softmax scale by g(s, mscale_all_dim)², under every type but the default
 SCORED: Final = frozenset(("deepseek_v2", "deepseek_v3", "mistral4", "minicpm3"))
 SCORING_GRAPHS: Final = (Magnitude.DEEPSEEK2, Magnitude.MISTRAL4)
+COMMAND: Final = "convert, then run: yarn-gguf extend model.gguf"
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,9 @@ def _lost(config: ModelConfig, intent: Intent, meant: LayerRope, share: float | 
     scaling, parts = intent.rope.scaling, list[str]()
     if isinstance(scaling, DynamicNtk):
         parts.append(_lost_dynamic(intent, scaling))
-    elif isinstance(scaling, LongRope) and config.model_type not in LONGROPE_KEPT:
-        parts.append(f"longrope: upstream's converter leaves its lists out for {config.model_type}; nothing mends that")
+    elif isinstance(scaling, LongRope) and not _keeps_longrope(config.model_type, scaling, meant.magnitude):
+        text = f"longrope: upstream's converter does not write all of it for {config.model_type}; nothing mends that"
+        parts.append(text)
     elif isinstance(scaling, Unscaled | Linear | Yarn):
         parts += _lost_static(config, intent, meant, share)
     if config.model_type in BETA_DROPPED and _settings(config).get("llama_4_scaling_beta"):
@@ -182,8 +185,13 @@ def _lost(config: ModelConfig, intent: Intent, meant: LayerRope, share: float | 
         yield warning("lost_in_gguf", ". ".join(parts))
 
 
+def _keeps_longrope(model_type: str, scaling: LongRope, magnitude: float) -> bool:
+    one_list = scaling.short_factors == scaling.long_factors and magnitude == 1
+    return model_type in LONGROPE_KEPT or (model_type in LONGROPE_LISTS and one_list)
+
+
 def _lost_dynamic(intent: Intent, scaling: DynamicNtk) -> str:
-    remedy = _command(f"--factor {_plain(scaling.factor)} --original-ctx {scaling.max_context}")
+    remedy = f"{COMMAND} --factor {_plain(scaling.factor)} --original-ctx {scaling.max_context}"
     what = "dynamic scaling: llama.cpp has none, and upstream's converter writes nothing for it"
     return f"{what}. Up to {intent.context} tokens that changes nothing; for YaRN instead beyond them, {remedy}"
 
@@ -312,11 +320,8 @@ def _needs_patch(intent: Intent, graph: Graph, meant: LayerRope) -> bool:
 
 
 def _convert(intent: Intent, *more: str) -> str:
-    return _command(" ".join([*_options(intent), *more]))
-
-
-def _command(options: str) -> str:
-    return f"convert, then run: yarn-gguf extend model.gguf {options}"
+    unknown = "with the context before scaling for N, " if intent.original is None else ""
+    return unknown + " ".join([COMMAND, *_options(intent), *more])
 
 
 def _options(intent: Intent) -> Iterator[str]:

@@ -165,13 +165,14 @@ def _print(found: Inspection, runtime: Runtime, plot: Path | None) -> None:
 
 def _layer_text(rope: LayerRope, exact: bool | None) -> str:
     """`full layers 0-31: 64 pairs, 20 kept, 23 blended, 21 interpolated; magnitude 1.2079; exact`"""
+    where = f"layer{'s' * (len(rope.layers) > 1)} {_ranges(rope.layers)}"
     if rope.rope is None:
-        return f"layers {_ranges(rope.layers)}: no RoPE"
-    where = f"{rope.kind.value} layers {_ranges(rope.layers)}"
+        return f"{where}: no RoPE"
     parts = ", ".join(f"{count} {name.value}" for name, count in rope.tally.items())
     score = f", softmax × {rope.score:.5g}" if abs(rope.score - 1) > 1e-9 else ""
     verdict = {True: ": exact", False: ": differs", None: ""}[exact]
-    return f"{where}: {rope.rope.dim // 2} pairs ({parts}), magnitude {rope.magnitude:.5g}{score}{verdict}"
+    pairs = f"{rope.rope.dim // 2} pairs ({parts})"
+    return f"{rope.kind.value} {where}: {pairs}, magnitude {rope.magnitude:.5g}{score}{verdict}"
 
 
 def _ranges(layers: tuple[int, ...]) -> str:

@@ -20,6 +20,7 @@ from yarn_gguf.errors import printable
 from yarn_gguf.findings import Finding, Level
 from yarn_gguf.gguf_file.fill import Progress
 from yarn_gguf.intent import Intent
+from yarn_gguf.rope import Llama3, Scaling
 
 SCHEMA = 1
 _COLOURS = {Level.ERROR: "red", Level.WARNING: "yellow", Level.NOTE: "blue"}
@@ -37,8 +38,9 @@ def size_text(count: int) -> str:
 
 def rope_text(intent: Intent) -> str:
     """An intent in a few words."""
+    under = intent.rope.under
     if intent.method == "none":
-        return f"unscaled, context {intent.context}"
+        return f"{'unscaled' if under is None else _under_text(under)}, context {intent.context}"
     scaling, found = intent.yarn, f"{intent.method} ×{intent.factor:g}"
     if intent.original:
         found += f" over {intent.original}"
@@ -50,7 +52,14 @@ def rope_text(intent: Intent) -> str:
             details.append("not truncated")
         details.append(f"magnitude {intent.rope.magnitude():.5g}")
         found += f" ({', '.join(details)})"
+    if under is not None:
+        found += f" on top of {_under_text(under)}"
     return f"{found}, context {intent.context}"
+
+
+def _under_text(under: Scaling) -> str:
+    """What has rescaled the frequencies already."""
+    return f"llama3 ×{under.factor:g}" if isinstance(under, Llama3) else "the factors of rope_freqs.weight"
 
 
 def rope_json(intent: Intent, encoding: str | None) -> dict[str, Any]:
@@ -62,7 +71,7 @@ def rope_json(intent: Intent, encoding: str | None) -> dict[str, Any]:
         "context": intent.context,
         "beta_fast": yarn and yarn.beta_fast,
         "beta_slow": yarn and yarn.beta_slow,
-        "attention_factor": intent.rope.magnitude(),
+        "attention_factor": intent.rope.magnitude(intent.context),
         "truncate": yarn and yarn.truncate,
         "encoding": encoding,
     }
