@@ -144,3 +144,13 @@ def test_documented_json_fields_are_the_real_ones(tmp_path: Path) -> None:
     assert set(inspected["findings"][0]) == documented("A finding:")
     failed = run_json("inspect", tmp_path / "nowhere.gguf")
     assert field_names(failed) == documented("On failure") | {"schema"}
+
+
+def test_every_finding_is_explained() -> None:
+    """Each code that stands in the source, in a call that makes a finding, stands in the docs."""
+    call = re.compile(r"\b(?:warning|note|error|level)\(\s*\"([a-z_0-9]+)\"")
+    codes = {code for path in (ROOT / "yarn_gguf").rglob("*.py") for code in call.findall(path.read_text("utf-8"))}
+    explained = set(re.findall(r"`([a-z_0-9]+)`", (ROOT / "docs" / "inspect.md").read_text("utf-8")))
+    # `config_fields.Fields.note` takes a field of config.json instead
+    assert codes - {"layer_types", "rope_theta", "type"} <= explained
+    assert len(codes) > 20
