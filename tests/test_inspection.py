@@ -214,6 +214,31 @@ def test_keys_that_make_no_rope_are_refused_in_one_line(case: str, command: str,
     assert "model.gguf" in done.err
 
 
+def test_a_layer_that_the_rope_pattern_does_not_reach_has_rope(tmp_path: Path) -> None:
+    """As llama.cpp fills the array up."""
+    keys = {"block_count": 3, "attention.rope_pattern": [False]}
+    model = small_model(tmp_path / "model.gguf", "granite_swa", keys)
+    by_class = {item["class"]: item["layers"] for item in document(model)["effective"]["stock"]}
+    assert by_class["none"] == [0]
+
+
+IMMENSE: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "a base that leaves float32": ("llama", {"rope.freq_base": 3e38}, ["--method", "ntk", "--factor", "8"]),
+    "a magnitude of 0 where it divides": (
+        "deepseek2",
+        {**YARN4, "rope.scaling.yarn_attn_factor": 0.0},
+        ["--factor", "4"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IMMENSE)
+def test_settings_that_no_key_can_hold_are_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    arch, keys, options = IMMENSE[case]
+    done = run("extend", small_model(tmp_path / "model.gguf", arch, keys), *options)
+    assert (done.code in (2, 3), done.err.count("\n")) == (True, 1), done
+
+
 def test_the_remedy_is_one_that_works(toy_gguf: Files, tmp_path: Path) -> None:
     keys = {**YARN_KEYS, "rope.scaling.yarn_beta_fast": 6.0, "rope.scaling.yarn_beta_slow": 2.0}
     texts = {}

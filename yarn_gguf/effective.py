@@ -119,7 +119,7 @@ def _nope_layers(facts: Facts, graph: Graph, slides: tuple[bool, ...]) -> list[b
         Nope.LAST: lambda i: i % every == every - 1,
         Nope.FULL: lambda i: any(slides) and not slides[i],
         Nope.FLAG: lambda i: facts.finetuned is False,
-        Nope.KEY: lambda i: facts.rope_pattern is not None and facts.rope_pattern[i : i + 1] != (True,),
+        Nope.KEY: lambda i: facts.rope_pattern is not None and facts.rope_pattern[i : i + 1] == (False,),
         Nope.UNLESS_32: lambda i: facts.layers != 32,
     }
     return [rules[graph.nope](i) for i in range(facts.layers)]

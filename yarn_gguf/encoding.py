@@ -8,6 +8,7 @@ metadata, and `effective` says what stock llama.cpp would make of each. Knows no
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -70,7 +71,11 @@ def encode(model: Model, facts: Facts, tensors: Tensors, intent: Intent, choice:
     if intent.method not in _METHOD_KEYS:
         text = f"is scaled with {intent.method}, and nothing else can be written in its place; leave it as it is"
         raise InputError(text, file=model.path, code="no_basis")
-    tried = {name: make(model, facts, tensors, intent) for name, make in _candidates(facts, choice).items()}
+    try:
+        tried = {name: make(model, facts, tensors, intent) for name, make in _candidates(facts, choice).items()}
+    except (OverflowError, ZeroDivisionError, struct.error) as error:
+        text = f"these settings lead to numbers that no key can hold: {error}"
+        raise InputError(text, file=model.path, code="bad_rope") from error
     if choice == "baked" and "baked" not in tried:
         raise UsageError(
             f"llama.cpp's {facts.arch} graph takes no rope_freqs tensor; use --encoding keys", code="no_bake"

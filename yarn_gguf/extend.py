@@ -207,10 +207,11 @@ def plan_restoration(before: Before) -> Extension:
     edit = replace(_edit(before, list(original.entries.values())), gap=original.gap)
     layouts = _parts(before, edit, _data(before.tensors.rope_freqs))
     same_end = edit.trailing == original.trailing and layouts[0].size == _original_size(before, layouts[0])
-    identical = digest_of(layouts[0].header) == original.digest and same_end
+    others_same = not any(found.code == "parts_changed" for found in before.findings)
+    identical = digest_of(layouts[0].header) == original.digest and same_end and others_same
     text = "another tool has changed the file since: the original settings are back, but it is not byte-identical"
     findings = () if identical else (warning("not_identical", text),)
-    return Extension(before, None, None, layouts, findings, identical)
+    return Extension(before, None, None, layouts, (*before.findings, *findings), identical)
 
 
 def _original_size(before: Before, layout: Layout) -> int:
