@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from yarn_gguf.archs import ARCHITECTURES
 from yarn_gguf.cli import cli
 from yarn_gguf.effective import Tensors
 from yarn_gguf.encoding import Encoded, encode
@@ -103,6 +104,24 @@ model against transformers (`tests/test_exactness.py`); a row without one is rea
     return head + "".join(_exactness_row(graph) for graph in GRAPHS.values())
 
 
+def architectures_page() -> str:
+    """Which classes of transformers `convert` has a row for, and what they become."""
+    rows: dict[str, list[str]] = {}
+    for name, row in ARCHITECTURES.items():
+        rows.setdefault(row.arch, []).append(name)
+    head = f"""# Architectures that `convert` knows
+
+Made from the table in `yarn_gguf/archs` by `make docs`: {len({id(row) for row in ARCHITECTURES.values()})} rows, by
+the class that config.json names (and, behind a slash, its model type). For each but InternLM3, a toy model of random
+weights is compared with what llama.cpp's own converter makes of it, tensor by tensor and byte by byte, and its logits
+in llama.cpp with those of transformers; InternLM3 shares LLaMA's graph and tensors and has no toy: **not run**.
+
+| llama.cpp | classes |
+| --- | --- |
+"""
+    return head + "".join(f"| {arch} | {', '.join(names)} |\n" for arch, names in sorted(rows.items()))
+
+
 def _exactness_row(graph: Graph) -> str:
     model = sample_model(graph)
     cells = [_verdict(model, options) for options in SETTINGS.values()]
@@ -147,7 +166,11 @@ _MAGNITUDES: dict[Magnitude, tuple[str, ...]] = {
 }
 
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "exactness.md": exactness_page}
+PAGES: dict[str, Callable[[], str]] = {
+    "cli.md": cli_page,
+    "exactness.md": exactness_page,
+    "architectures.md": architectures_page,
+}
 
 
 def main() -> int:

@@ -20,6 +20,9 @@ if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+OUTTYPES = ("f32", "f16", "bf16", "q8_0")  # that upstream's converter makes of every toy
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_per_worker() -> None:
     """The toys are too small for more, and workers of pytest-xdist would fight over the cores."""
@@ -31,7 +34,7 @@ def one_thread_per_worker() -> None:
 
 @pytest.fixture(scope="session")
 def toy_folder() -> Callable[[str], Path]:
-    """name → a folder with the toy's unscaled checkpoint and, as `f32.gguf`, what upstream's converter makes of it.
+    """name → a folder with the toy's unscaled checkpoint and, as `f32.gguf` …, what upstream's converter makes of it.
 
     Made once and kept in the user's cache folder, under a key of everything that it depends on. Not to be written to.
     """
@@ -46,14 +49,14 @@ def toy_gguf(toy_folder: Callable[[str], Path]) -> Callable[[str], Path]:
 
 def _made_toy(name: str) -> Path:
     toy = TOYS[name]
-    converter = hashlib.sha256(upstream.DRIVER.read_bytes() + upstream.SHA256.encode()).hexdigest()[:8]
+    converter = hashlib.sha256(upstream.DRIVER.read_bytes() + f"{upstream.SHA256}{OUTTYPES}".encode()).hexdigest()[:8]
     toys = upstream.cache_folder() / "toys"
     folder = toys / f"{name}-{toy_key(toy)}-{converter}"
     if not folder.is_dir():
         toys.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=toys) as temporary:
             made = save_checkpoint(toy, Path(temporary, name))
-            upstream.convert(made, made / "f32.gguf")
+            upstream.convert_to(made, made, OUTTYPES)
             try:
                 made.rename(folder)
             except OSError:  # another worker was first

@@ -17,13 +17,13 @@ import pytest
 
 from yarn_gguf.before import read_before
 from yarn_gguf.checkpoint_inspection import ARCHS, inspect_checkpoint
+from yarn_gguf.config.families import DEFAULTS
+from yarn_gguf.config.model_config import read_config
 from yarn_gguf.effective import Difference, Runtime, compare, layer_ropes, meant_ropes
 from yarn_gguf.gguf_intent import read_tensors
 from yarn_gguf.graphs import GRAPHS
 from yarn_gguf.intent import RopeOptions
 from yarn_gguf.metadata import read_facts
-from yarn_gguf.model_config import read_config
-from yarn_gguf.model_families import DEFAULTS
 
 from .command import Done, extended, run
 from .test_model_config import HEAD, LATENT, LONG, SIZES, YARN, small, transformers_config, write

@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -146,11 +146,21 @@ def test_documented_json_fields_are_the_real_ones(tmp_path: Path) -> None:
     assert field_names(failed) == documented("On failure") | {"schema"}
 
 
+def test_documented_json_fields_of_convert_are_the_real_ones(toy_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    arguments = ("convert", toy_folder("llama"), "--no-vocab", "--factor", "8", "-o", tmp_path / "out.gguf")
+    planned, converted = run_json(*arguments, "--dry-run"), run_json(*arguments)
+    fields = documented("## `convert --json`")
+    assert field_names(planned) == fields | {"schema"}
+    assert field_names(converted) == {name for name in fields if not name.startswith("plan.")} | {"schema"}
+    assert set(planned["rope"]) == documented("`rope`:")
+
+
 def test_every_finding_is_explained() -> None:
     """Each code that stands in the source, in a call that makes a finding, stands in the docs."""
     call = re.compile(r"\b(?:warning|note|error|level)\(\s*\"([a-z_0-9]+)\"")
     codes = {code for path in (ROOT / "yarn_gguf").rglob("*.py") for code in call.findall(path.read_text("utf-8"))}
-    explained = set(re.findall(r"`([a-z_0-9]+)`", (ROOT / "docs" / "inspect.md").read_text("utf-8")))
-    # `config_fields.Fields.note` takes a field of config.json instead
+    texts = [(ROOT / "docs" / name).read_text("utf-8") for name in ("inspect.md", "convert.md")]
+    explained = {code for text in texts for code in re.findall(r"`([a-z_0-9]+)`", text)}
+    # `Fields.note` takes a field of config.json instead
     assert codes - {"layer_types", "rope_theta", "type"} <= explained
     assert len(codes) > 20

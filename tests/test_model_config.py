@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from yarn_gguf.config.families import DEFAULTS
+from yarn_gguf.config.model_config import ModelConfig, read_config
 from yarn_gguf.errors import InputError
 from yarn_gguf.intent import Intent
-from yarn_gguf.model_config import ModelConfig, read_config
-from yarn_gguf.model_families import DEFAULTS
 from yarn_gguf.rope import LongRope, Unscaled, Yarn
 
 # Of θ. transformers works in float32: the worst of the thousand ropes here is off by 3.8e-7, magnitudes by nothing.
@@ -616,7 +616,8 @@ def test_a_fifo_that_takes_the_place_of_the_file_is_not_waited_for(
 def test_neither_torch_nor_transformers_is_imported(tmp_path: Path) -> None:
     write(tmp_path, "llama")
     script = (
-        "import sys, pathlib; from yarn_gguf.model_config import read_config; read_config(pathlib.Path(sys.argv[1]));"
+        "import sys, pathlib; from yarn_gguf.config.model_config import read_config;"
+        "read_config(pathlib.Path(sys.argv[1]));"
         "raise SystemExit(sorted({'torch', 'transformers', 'gguf', 'llama_cpp'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run(

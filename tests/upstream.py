@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -92,13 +92,21 @@ def convert(checkpoint: Path, out: Path, outtype: str = "f32", *arguments: str) 
 
     `arguments` are more of the converter's own options.
     """
-    options: list[str | Path] = ["--outfile", out, "--outtype", outtype, *arguments]
+    _convert(checkpoint, ["--outfile", out, "--outtype", outtype, *arguments], [])
+    return out
+
+
+def convert_to(checkpoint: Path, folder: Path, types: Sequence[str]) -> None:
+    """Like `convert`, to several types: `f32.gguf` and so on in the folder. Much quicker than one by one."""
+    _convert(checkpoint, ["--outfile", folder / "{outtype}.gguf"], ["--each", *types])
+
+
+def _convert(checkpoint: Path, options: list[str | Path], last: list[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         copy = shutil.copytree(checkpoint, Path(temporary, checkpoint.name), ignore=shutil.ignore_patterns("*.gguf"))
         _write_tokenizer(copy)
         # -P: the folder of the tests stays off the child's path, so that none of its modules hides one of upstream's.
-        _run([sys.executable, "-P", DRIVER, llama_cpp_source(), copy, *options])
-    return out
+        _run([sys.executable, "-P", DRIVER, llama_cpp_source(), copy, *options, *last])
 
 
 def _write_tokenizer(checkpoint: Path) -> None:

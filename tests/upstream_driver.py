@@ -1,15 +1,19 @@
 """Child process: runs upstream's converter, with the vocabulary step answered "this model has none".
 
-`upstream_driver.py LLAMA_CPP_TREE CONVERTER_ARGUMENT…`. Everything else is upstream's own code, entry point and command
+`upstream_driver.py LLAMA_CPP_TREE CONVERTER_ARGUMENT…`; with `--each TYPE…` at the end, once for each type, `{outtype}`
+of the arguments filled in by upstream. Everything else is upstream's own code, entry point and command
 line included. The toys have no tokenizer, and what is tested with them are logits of token ids.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
+
+EACH = "--each"
 
 
 def set_no_vocabulary(model: Any) -> None:
@@ -39,7 +43,25 @@ def main() -> None:
         return found
 
     converter.get_model_class = get_model_class_without_vocabulary
-    converter.main()
+    if EACH not in sys.argv:
+        converter.main()
+        return
+    at = sys.argv.index(EACH)
+    types, sys.argv = sys.argv[at + 1 :], sys.argv[:at]
+    for each in types:
+        if code := in_a_fork(converter, each):
+            sys.exit(code)
+
+
+def in_a_fork(converter: Any, outtype: str) -> int:
+    """One conversion in a process of its own: the classes keep what they have seen."""
+    child = os.fork()
+    if child == 0:
+        sys.argv += ["--outtype", outtype]
+        converter.main()
+        sys.stderr.flush()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 if __name__ == "__main__":

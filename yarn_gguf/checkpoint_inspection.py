@@ -13,25 +13,23 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from yarn_gguf.checkpoint_ropes import meant_ropes, rope_settings, shared_scale
+from yarn_gguf.config.model_config import ModelConfig, read_config
 from yarn_gguf.effective import (
     TOLERANCE,
     Difference,
-    LayerClass,
     LayerRope,
     Runtime,
     Tensors,
     compare,
     layer_ropes,
 )
-from yarn_gguf.errors import InputError, UsageError
+from yarn_gguf.errors import InputError
 from yarn_gguf.findings import Finding, note, warning
 from yarn_gguf.graphs import DEFAULT_FREQ_BASE, GRAPHS, Graph, Magnitude, RopeFreqs, Sliding
-from yarn_gguf.intent import Intent, RopeOptions, resolve
+from yarn_gguf.intent import Intent, RopeOptions
 from yarn_gguf.metadata import Facts
-from yarn_gguf.model_config import Kind, ModelConfig, read_config
 from yarn_gguf.rope import DynamicNtk, FrequencyFactors, Linear, Llama3, LongRope, Rope, Unscaled, Yarn, yarn_magnitude
-
-KINDS: dict[Kind | None, LayerClass] = {"full": LayerClass.FULL, "sliding": LayerClass.SLIDING, None: LayerClass.NONE}
 
 # What llama.cpp 0c1e57098's converter makes of a model type, measured on a toy model of each (internlm3: read in its
 # source): the architecture, where it has another name, and what becomes of YaRN. Other types go by the usual rule.
@@ -65,10 +63,9 @@ ARCHS: Final = {
 LONGROPE_KEPT: Final = frozenset(("phi3",))
 LONGROPE_LISTS: Final = frozenset(("minicpm3",))  # the lists alone, without context and magnitude; read in its source
 BETA_DROPPED: Final = frozenset(("mistral4",))  # llama_4_scaling_beta
-# transformers 5.23's classes that multiply the softmax scale by g(s, mscale_all_dim)², under every type but the default
-SCORED: Final = frozenset(("deepseek_v2", "deepseek_v3", "mistral4", "minicpm3"))
 SCORING_GRAPHS: Final = (Magnitude.DEEPSEEK2, Magnitude.MISTRAL4)
-COMMAND: Final = "convert, then run: yarn-gguf extend model.gguf"
+COMMAND: Final = "yarn-gguf extend model.gguf"
+EITHER: Final = f"use yarn-gguf convert, or on upstream's file: {COMMAND}"
 
 
 @dataclass(frozen=True)
@@ -110,60 +107,12 @@ class CheckpointInspection:
 def inspect_checkpoint(path: Path, options: RopeOptions) -> CheckpointInspection:
     """The RoPE that transformers gives each kind of layer; with options, the one that they ask for."""
     config = read_config(path)
-    if not config.ropes:
-        raise InputError(f"no RoPE here: {config.no_rope}", file=path, code="no_rope")
-    kind: Kind = "full" if "full" in config.ropes else "sliding"
-    ropes = dict(config.ropes)
-    try:
-        resolved = resolve(ropes[kind], options)
-    except (UsageError, InputError) as problem:
-        raise type(problem)(problem.text, file=path, code=problem.code) from problem
-    own, intent = ropes[kind], resolved.intent
-    ropes = {name: _with_scaling(found, intent, own) for name, found in ropes.items()}
-    share = None if options.given else _settings(config).get("mscale_all_dim")
-    layers = tuple(_layers(config, ropes, share))
-    findings = [note("config", text) for text in config.notes] + [note("resolved", text) for text in resolved.notes]
-    main = next(rope for rope in layers if rope.kind is KINDS[kind])
-    findings += _lost(config, intent, main, share)
+    meant = meant_ropes(config, options)
+    intent, layers, share = meant.intent, meant.layers, meant.share
+    findings = [note("config", text) for text in config.notes] + [note("resolved", text) for text in meant.notes]
+    findings += _lost(config, intent, meant.main, share)
     source = "the options given" if options.given else "config.json"
     return CheckpointInspection(path, config, intent, source, layers, tuple(findings))
-
-
-def _settings(config: ModelConfig) -> dict[str, Any]:
-    """The RoPE settings as they stand, of a class with one RoPE for all layers."""
-    return dict(config.raw.get("rope_scaling") or config.raw.get("rope_parameters") or {})
-
-
-def _with_scaling(found: Intent, wanted: Intent, own: Intent) -> Intent:
-    """Layers that were scaled like the main kind get the new scaling as well; others stay."""
-    if found is own:
-        return wanted
-    alike = found.rope.scaling == own.rope.scaling and found.original == own.original
-    return replace(wanted, rope=replace(found.rope, scaling=wanted.rope.scaling)) if alike else found
-
-
-def _layers(config: ModelConfig, ropes: dict[Kind, Intent], share: float | None) -> Iterator[LayerRope]:
-    for kind, name in KINDS.items():
-        layers = tuple(i for i, rope in enumerate(config.layer_ropes) if rope == kind)
-        if layers and kind is None:
-            yield LayerRope(name, layers, None)
-        elif layers and kind is not None:
-            rope, length = ropes[kind].rope, ropes[kind].context
-            score = _score(config.model_type, rope, share)
-            yield LayerRope(name, layers, rope, rope.magnitude(length), score, length)
-
-
-def _share(rope: Rope, share: float | None) -> float:
-    """mscale_all_dim, which transformers reads under any scaling; `share` is that of the file."""
-    return (rope.scaling.mscale_all_dim if isinstance(rope.scaling, Yarn) else share) or 0.0
-
-
-def _score(model_type: str, rope: Rope, share: float | None) -> float:
-    """What multiplies the softmax scale."""
-    if model_type not in SCORED:
-        return 1.0
-    scaling = rope.under if rope.under is not None and isinstance(rope.scaling, Unscaled) else rope.scaling
-    return yarn_magnitude(getattr(scaling, "factor", 1.0), _share(rope, share)) ** 2
 
 
 # ---- what is lost
@@ -179,7 +128,7 @@ def _lost(config: ModelConfig, intent: Intent, meant: LayerRope, share: float | 
         parts.append(text)
     elif isinstance(scaling, Unscaled | Linear | Yarn):
         parts += _lost_static(config, intent, meant, share)
-    if config.model_type in BETA_DROPPED and _settings(config).get("llama_4_scaling_beta"):
+    if config.model_type in BETA_DROPPED and rope_settings(config).get("llama_4_scaling_beta"):
         parts.insert(0, "llama_4_scaling_beta: upstream's converter drops it, and nothing brings it back")
     if parts:
         yield warning("lost_in_gguf", ". ".join(parts))
@@ -191,7 +140,7 @@ def _keeps_longrope(model_type: str, scaling: LongRope, magnitude: float) -> boo
 
 
 def _lost_dynamic(intent: Intent, scaling: DynamicNtk) -> str:
-    remedy = f"{COMMAND} --factor {_plain(scaling.factor)} --original-ctx {scaling.max_context}"
+    remedy = f"convert, then run: {COMMAND} --factor {_plain(scaling.factor)} --original-ctx {scaling.max_context}"
     what = "dynamic scaling: llama.cpp has none, and upstream's converter writes nothing for it"
     return f"{what}. Up to {intent.context} tokens that changes nothing; for YaRN instead beyond them, {remedy}"
 
@@ -224,7 +173,7 @@ def _converted(config: ModelConfig, intent: Intent, graph: Graph, share: float |
         said |= {"type": kind, "factor": intent.factor, "original_context": intent.original}
     if yarn is not None:
         said |= {"beta_fast": yarn.beta_fast, "beta_slow": yarn.beta_slow}
-    if graph.log_multiplier is not None and (m_all := _share(rope, share)):
+    if graph.log_multiplier is not None and (m_all := shared_scale(rope, share)):
         said["log_multiplier"] = m_all / graph.log_multiplier
     return Facts(**said)
 
@@ -321,7 +270,7 @@ def _needs_patch(intent: Intent, graph: Graph, meant: LayerRope) -> bool:
 
 def _convert(intent: Intent, *more: str) -> str:
     unknown = "with the context before scaling for N, " if intent.original is None else ""
-    return unknown + " ".join([COMMAND, *_options(intent), *more])
+    return unknown + " ".join([EITHER, *_options(intent), *more])
 
 
 def _options(intent: Intent) -> Iterator[str]:

@@ -13,9 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+import numpy as np
+
 from yarn_gguf.effective import (
     Difference,
     LayerClass,
+    LayerRope,
     Runtime,
     Tensors,
     compare,
@@ -52,6 +55,9 @@ Encoding = Literal["auto", "keys", "baked"]
 ENCODINGS: Final[tuple[Encoding, ...]] = ("auto", "keys", "baked")
 Values = dict[str, bool | int | float | str]
 
+MAX_CONTEXT: Final = (1 << 31) - 1
+MIN_NUMBER: Final = float(np.finfo(np.float32).tiny)
+MAX_NUMBER: Final = float(np.finfo(np.float32).max)
 PATCH_REMEDY: Final = "--encoding keys writes it for a llama.cpp with our patches (not released yet), which is exact"
 
 
@@ -63,6 +69,20 @@ class Encoded:
     changes: Changes
     stock: Difference
     patched: Difference
+
+
+def check_range(intent: Intent) -> None:
+    """A GGUF holds these numbers as float32, and llama.cpp counts tokens in 31 bits."""
+    if intent.context > MAX_CONTEXT:
+        text = f"a context of {intent.context:.15g} tokens is more than llama.cpp can count ({MAX_CONTEXT})"
+        raise UsageError(text, code="bad_rope")
+    numbers = {"factor": intent.factor, "attention factor": intent.rope.magnitude()}
+    if intent.yarn is not None:
+        numbers |= {"beta_fast": intent.yarn.beta_fast, "beta_slow": intent.yarn.beta_slow}
+    for name, value in numbers.items():
+        if value != 0 and not MIN_NUMBER <= value <= MAX_NUMBER:
+            text = f"{name} {value:g} is beyond what a GGUF can hold, {MIN_NUMBER:.2g} to {MAX_NUMBER:.2g}"
+            raise UsageError(text, code="bad_rope")
 
 
 def encode(model: Model, facts: Facts, tensors: Tensors, intent: Intent, choice: Encoding, *, typed: bool) -> Encoded:
@@ -119,12 +139,19 @@ def _measured(
     encoding: Literal["keys", "baked"], model: Model, facts: Facts, tensors: Tensors, intent: Intent, changes: Changes
 ) -> Encoded:
     """The changes with what the two runtimes would compute from them, float32 rounding of the keys included."""
+    meant = meant_ropes(facts, intent)
+    found = {r: compare(meant, ropes_after(model, facts, tensors, changes, r), intent.context) for r in Runtime}
+    return Encoded(encoding, changes, found[Runtime.STOCK], found[Runtime.PATCHED])
+
+
+def ropes_after(
+    model: Model, facts: Facts, tensors: Tensors, changes: Changes, runtime: Runtime
+) -> tuple[LayerRope, ...]:
+    """What a runtime computes from a model once the changes are made."""
     header = replace(model.first, entries=changes.apply(facts.arch, model.entries))
     changed = read_facts(Model((header, *model.parts[1:])))
     vectors = tensors if changes.rope_freqs is None else replace(tensors, rope_freqs=changes.rope_freqs)
-    meant = meant_ropes(facts, intent)
-    found = {r: compare(meant, layer_ropes(changed, vectors, r), intent.context) for r in Runtime}
-    return Encoded(encoding, changes, found[Runtime.STOCK], found[Runtime.PATCHED])
+    return layer_ropes(changed, vectors, runtime)
 
 
 def _changes(facts: Facts, values: Values, rope_freqs: tuple[float, ...] | None = None) -> Changes:

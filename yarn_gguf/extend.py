@@ -18,7 +18,7 @@ import numpy as np
 
 from yarn_gguf import __version__
 from yarn_gguf.before import Before
-from yarn_gguf.encoding import Encoded, Encoding, encode
+from yarn_gguf.encoding import Encoded, Encoding, check_range, encode
 from yarn_gguf.errors import InputError, UsageError, about
 from yarn_gguf.findings import Finding, note, warning
 from yarn_gguf.gguf_file.fill import Progress
@@ -32,7 +32,9 @@ from yarn_gguf.intent import METHODS, Intent, Resolved, RopeOptions, resolve
 from yarn_gguf.metadata import ROPE_FREQS, Facts
 from yarn_gguf.provenance import (
     RESTORE,
+    besides_folded,
     digest_of,
+    folded_magnitude,
     header_bytes,
     padding_entry,
     restore_record,
@@ -40,9 +42,6 @@ from yarn_gguf.provenance import (
     without_ours,
 )
 
-MAX_CONTEXT: Final = (1 << 31) - 1
-MIN_NUMBER: Final = float(np.finfo(np.float32).tiny)
-MAX_NUMBER: Final = float(np.finfo(np.float32).max)
 _OUR_SUFFIX: Final = re.compile(rf"-({'|'.join(METHODS)})[\d.e]+x$|-unscaled$")
 How = Literal["written", "shared", "hard-linked", "copied", "kept"]
 
@@ -84,7 +83,7 @@ def plan_extension(before: Before, options: RopeOptions, encoding: Encoding = "a
     with about(before.model.path):
         resolved = _resolved(before, options)
         intent = resolved.intent
-        _check_range(intent)
+        check_range(intent)
         encoded = encode(before.undone, before.facts, before.tensors, intent, encoding, typed=bool(options.given))
     findings = [*before.findings, *(warning("resolved", text) for text in resolved.notes)]
     findings += _inexact(encoded, before.facts)
@@ -104,24 +103,11 @@ def _resolved(before: Before, options: RopeOptions) -> Resolved:
                 f"was extended by {current.factor:g}; options start from the original, so give --factor or --ctx again"
             )
             raise UsageError(text, code="no_factor")
-        return resolve(before.own, options)
+        found = resolve(before.own, options)
+        return replace(found, intent=besides_folded(found.intent, before.model))
     if current.method in ("none", "factors"):
         raise UsageError("is not scaled, so there is nothing to keep; give --factor or --ctx", code="no_factor")
     return Resolved(current)
-
-
-def _check_range(intent: Intent) -> None:
-    """A GGUF holds these numbers as float32, and llama.cpp counts tokens in 31 bits."""
-    if intent.context > MAX_CONTEXT:
-        text = f"a context of {intent.context:.15g} tokens is more than llama.cpp can count ({MAX_CONTEXT})"
-        raise UsageError(text, code="bad_rope")
-    numbers = {"factor": intent.factor, "attention factor": intent.rope.magnitude()}
-    if intent.yarn is not None:
-        numbers |= {"beta_fast": intent.yarn.beta_fast, "beta_slow": intent.yarn.beta_slow}
-    for name, value in numbers.items():
-        if value != 0 and not MIN_NUMBER <= value <= MAX_NUMBER:
-            text = f"{name} {value:g} is beyond what a GGUF can hold, {MIN_NUMBER:.2g} to {MAX_NUMBER:.2g}"
-            raise UsageError(text, code="bad_rope")
 
 
 def _inexact(encoded: Encoded, facts: Facts) -> list[Finding]:
@@ -204,6 +190,9 @@ def plan_restoration(before: Before) -> Extension:
     if not original.extended:
         text = f"has no {RESTORE}, so yarn-gguf did not extend it; there is nothing to restore"
         raise InputError(text, file=model.path, code="not_extended")
+    if folded_magnitude(model) != 1 and before.facts.attn_factor is None:
+        text = "a magnitude is in its weights that no key undoes on this architecture; convert the checkpoint again"
+        raise InputError(text, file=model.path, code="folded")
     edit = replace(_edit(before, list(original.entries.values())), gap=original.gap)
     layouts = _parts(before, edit, _data(before.tensors.rope_freqs))
     same_end = edit.trailing == original.trailing and layouts[0].size == _original_size(before, layouts[0])

@@ -44,7 +44,7 @@ from yarn_gguf.metadata import (
     Facts,
     read_facts,
 )
-from yarn_gguf.provenance import PREFIX
+from yarn_gguf.provenance import PREFIX, besides_folded, folded_magnitude
 
 EMBEDDING: Final = "token_embd.weight"
 
@@ -111,7 +111,7 @@ def inspect_gguf(path: Path, options: RopeOptions, *, strict: bool = False) -> I
 def _intent(before: Before, facts: Facts, tensors: Tensors, options: RopeOptions) -> tuple[Intent, str]:
     """What the file is held against, and where that comes from."""
     if options.given:
-        return resolve(before.own, options).intent, "the options given"
+        return besides_folded(resolve(before.own, options).intent, before.model), "the options given"
     if before.recorded is not None:
         return before.recorded, f"{PREFIX}* keys"
     return own_intent(before.model, facts, tensors), "its keys"
@@ -260,6 +260,9 @@ def _file_notes(model: Model) -> Iterator[Finding]:
     strange = [e.key for e in model.entries.values() if not e.utf8]
     if strange:
         yield warning("not_utf8", f"text that is not UTF-8 in {', '.join(map(ascii, strange[:3]))}")
+    if (folded := folded_magnitude(model)) != 1:
+        text = f"a magnitude of {folded:.6g} is in its weights (--fold-magnitude), beside what its keys say"
+        yield note("folded", text)
     version = model.first.get(PREFIX + "version")
     if version is not None:
         yield note("extended", f"extended by yarn-gguf {version}; `extend --restore` undoes it")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
@@ -28,6 +29,8 @@ T = TypeVar("T")
 PREFIX: Final = "yarn_gguf."
 RESTORE: Final = PREFIX + "restore"
 PADDING: Final = PREFIX + "padding"
+CONVERTED: Final = PREFIX + "convert."  # how the file was made: true of whatever is extended from it
+FOLDED: Final = CONVERTED + "folded_magnitude"
 _FORMAT: Final = 1
 # the settings that are recorded, and how; each only where the method has it
 _RECORDED: Final[dict[str, ValueType]] = {
@@ -270,10 +273,32 @@ def recorded_intent(model: Model, own: Intent) -> Intent | None:
         raise InputError(text, file=model.path, code="bad_restore") from error
 
 
+def folded_magnitude(model: Model) -> float:
+    """What the weights have been multiplied by, for what the keys need not say; 1 for most files."""
+    found = model.first.get(FOLDED)
+    if found is None:
+        return 1.0
+    if not isinstance(found, float) or not 0 < found < math.inf:
+        raise InputError(f"{FOLDED} is {str(found)[:20]}, a positive number is needed", file=model.path, code="folded")
+    return found
+
+
+def besides_folded(intent: Intent, model: Model) -> Intent:
+    """What is left to be written of a wish, where the weights hold a part of it already."""
+    folded, scaling = folded_magnitude(model), intent.rope.scaling
+    if folded == 1:
+        return intent
+    if not isinstance(scaling, Yarn):
+        text = f"a magnitude of {folded:g} is in its weights, which {intent.method} has no key to undo"
+        raise InputError(f"{text}; convert the checkpoint again", file=model.path, code="folded")
+    rest = replace(scaling, attention_factor=intent.rope.magnitude() / folded)
+    return replace(intent, rope=replace(intent.rope, scaling=rest))
+
+
 def padding_entry(size: int) -> Entry:
     """An entry whose text is `size` bytes long, to move the data where it can share extents with its source."""
     return entry(PADDING, ValueType.STRING, " " * size)
 
 
 def without_ours(entries: Iterable[Entry]) -> Sequence[Entry]:
-    return [e for e in entries if not e.key.startswith(PREFIX)]
+    return [e for e in entries if not e.key.startswith(PREFIX) or e.key.startswith(CONVERTED)]

@@ -15,6 +15,7 @@ from typing import Any, Final, NoReturn
 import click
 
 from yarn_gguf import __version__
+from yarn_gguf.cli.convert import convert
 from yarn_gguf.cli.extend import extend
 from yarn_gguf.cli.inspect import inspect
 from yarn_gguf.cli.options import Asked
@@ -44,6 +45,7 @@ def cli() -> None:
     """
 
 
+cli.add_command(convert)
 cli.add_command(extend)
 cli.add_command(inspect)
 

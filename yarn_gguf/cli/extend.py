@@ -84,12 +84,12 @@ def extend(
             progress=progress,
         )
     if as_json:
-        print_json(_document(outcome, dry_run=dry_run))
+        print_json(extension_document(outcome, dry_run=dry_run))
     else:
-        _print(outcome, dry_run=dry_run)
+        print_extension(outcome, dry_run=dry_run)
 
 
-def _document(outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
+def extension_document(outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
     extension = outcome.extension
     files = [{"path": str(path), "bytes": size, "how": how} for path, size, how in outcome.outputs]
     encoding = None if extension.encoded is None else extension.encoded.encoding
@@ -118,7 +118,7 @@ def _exact(encoded: Encoded | None) -> dict[str, bool] | None:
     return None if encoded is None else {"stock": encoded.stock.exact, "patched": encoded.patched.exact}
 
 
-def _print(outcome: Outcome, *, dry_run: bool) -> None:
+def print_extension(outcome: Outcome, *, dry_run: bool) -> None:
     extension = outcome.extension
     model, facts = extension.before.model, extension.before.facts
     path, _, how = outcome.outputs[0]

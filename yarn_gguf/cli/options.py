@@ -29,6 +29,25 @@ def tokens(text: str) -> int:
     return int(number)
 
 
+_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+
+
+def size(text: str) -> int:
+    """A number of bytes: 4G and 500M as llama.cpp counts them (× 1000), 4GiB (× 1024), or plain."""
+    upper = text.strip().upper()
+    binary = upper.endswith("IB")
+    stem = upper[:-2] if binary else upper.removesuffix("B")
+    unit = stem[-1:] if stem[-1:] in _UNITS else ""
+    base = 1024 ** (list(_UNITS).index(unit)) if binary else _UNITS[unit]
+    try:
+        count = int(float(stem.removesuffix(unit) if unit else stem) * base)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"{text!r} is not a size such as 4G, 500M or 8GiB") from None
+    if count < 1:
+        raise click.BadParameter(f"{text!r} is no size above 0")
+    return count
+
+
 class _Name(click.Path):
     """A path, which `pathlib` would take for the current folder if it were empty."""
 

@@ -6,6 +6,7 @@ Knows descriptors and pieces; nothing of names, temporaries or GGUF.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from yarn_gguf.files import Stamp, open_regular, stamp_of
 from yarn_gguf.gguf_file import fs
 
 SLICE: Final = 32 << 20  # bytes per step of a worker: what bounds the wait after Ctrl-C, and the memory in flight
+_EARLY: Final = 1 << 20  # bytes of a slice from which on the disk is told to begin with it
+# writes to one file wait for each other in the kernel anyway, and there they wait by burning the processor
+_WRITING: Final = threading.Lock()
 
 Progress = Callable[[int], None]  # called with the bytes just done
 
@@ -46,9 +50,12 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Bytes that a worker computes when their turn comes, at most one slice of them."""
+    """Bytes that a worker computes when their turn comes, at most one slice of them.
 
-    make: Callable[[], bytes | memoryview]
+    They come in steps, each good until the next: a step that fits the processor's cache is written from there.
+    """
+
+    make: Callable[[], Iterable[bytes | memoryview]]
     length: int
     to: int
 
@@ -147,11 +154,20 @@ def _put(fd: int, piece: Piece, source: int, shared: bool) -> int:
             if done != piece.length:
                 raise changed(piece.source)
     else:
-        data = piece.data if isinstance(piece, Held) else piece.make()
-        if len(data) != piece.length:
-            raise AssertionError(f"a slice of {piece.length} bytes was made {len(data)} long")
-        fs.pwrite(fd, data, piece.to)
+        _write(fd, piece)
+    if piece.length >= _EARLY:
+        fs.start_writing(fd, piece.to, piece.length)
     return piece.length
+
+
+def _write(fd: int, piece: Held | Made) -> None:
+    done = 0
+    for data in (piece.data,) if isinstance(piece, Held) else piece.make():
+        with _WRITING:
+            fs.pwrite(fd, data, piece.to + done)
+        done += len(data)
+    if done != piece.length:
+        raise AssertionError(f"a slice of {piece.length} bytes was made {done} long")
 
 
 def _clone(fd: int, piece: Copy, source: int) -> bool:

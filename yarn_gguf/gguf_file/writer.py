@@ -16,7 +16,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -164,13 +164,22 @@ class Stage:
 
 @contextlib.contextmanager
 def staged(
-    *, overwrite: bool, jobs: int = 0, progress: Progress = lambda _: None, first_leads: bool = False
+    *,
+    overwrite: bool,
+    jobs: int = 0,
+    progress: Progress = lambda _: None,
+    confirm: Callable[[], None] = lambda: None,
+    first_leads: bool = False,
 ) -> Iterator[Stage]:
-    """Files planned inside are written and take their names together at the end of the block, or not at all."""
+    """Files planned inside are written and take their names together at the end of the block, or not at all.
+
+    `confirm` is called when all bytes are there: it raises if they must not get their names after all.
+    """
     stage = Stage(overwrite, jobs or os.cpu_count() or 1, progress, first_leads)
     try:
         yield stage
         stage.fill()
+        confirm()
         stage.publish()
     finally:
         try:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
-from yarn_gguf.config_fields import HEADS, KV_HEADS, LAYERS, LENGTH, ORIGINAL, PARTIAL, Fields, Json
-from yarn_gguf.config_ropes import BUILDERS, Builder, dynamic_alpha
+from yarn_gguf.config.fields import HEADS, KV_HEADS, LAYERS, LENGTH, ORIGINAL, PARTIAL, Fields, Json
+from yarn_gguf.config.ropes import BUILDERS, Builder, dynamic_alpha
 
 LARGEST_DEPTH: Final = 10_000  # layers
 WINDOW: Final = "sliding_window"

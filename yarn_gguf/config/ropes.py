@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from yarn_gguf.config_fields import LENGTH, ORIGINAL, PARTIAL, Fields, shown
+from yarn_gguf.config.fields import LENGTH, ORIGINAL, PARTIAL, Fields, shown
 from yarn_gguf.errors import InputError
 from yarn_gguf.intent import Intent
 from yarn_gguf.rope import DynamicNtk, Linear, Llama3, LongRope, Rope, Scaling, Unscaled, Yarn, ntk_base

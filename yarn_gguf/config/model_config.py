@@ -2,7 +2,7 @@
 
 What it knows: where a file keeps its RoPE settings, old (transformers 4) and new (5), and which transformers 5.23 reads
 for which layers. What it does not know: GGUF keys, tensors, formulas (`rope` has those), and transformers itself: it is
-never imported. The classes' own ways are `model_families`, a dictionary's meaning is `config_ropes`.
+never imported. The classes' own ways are `families`, a dictionary's meaning is `ropes`.
 
 transformers is followed also where it surprises; what it passes over, or computed otherwise before version 5, becomes
 one of the notes. A rope key that nobody knows is an error that names it.
@@ -17,12 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
 
-from yarn_gguf.config_fields import HEADS, KV_HEADS, LENGTH, PARTIAL, Fields, Json, shown
-from yarn_gguf.config_ropes import Entry, build, rope_type
-from yarn_gguf.errors import InputError
-from yarn_gguf.files import open_regular
-from yarn_gguf.intent import Intent
-from yarn_gguf.model_families import (
+from yarn_gguf.config.families import (
     CONV,
     DEFAULTS,
     FULL,
@@ -35,6 +30,11 @@ from yarn_gguf.model_families import (
     layers,
     per_layer,
 )
+from yarn_gguf.config.fields import HEADS, KV_HEADS, LENGTH, PARTIAL, Fields, Json, shown
+from yarn_gguf.config.ropes import BUILDERS, Entry, build, rope_type
+from yarn_gguf.errors import InputError
+from yarn_gguf.files import open_regular
+from yarn_gguf.intent import Intent
 
 Kind: TypeAlias = Literal["full", "sliding"]
 Kinds: TypeAlias = tuple[Kind | None, ...]
@@ -65,8 +65,11 @@ class ModelConfig:
     layer_ropes: Kinds  # which of `ropes` each layer has; None: it does not rotate
     sliding_window: int | None  # None where no layer slides
     ropes: Mapping[Kind, Intent]
+    ropes_differ: bool  # whether the class says the RoPE of each kind of layer for itself
     no_rope: str | None  # why `ropes` is empty
+    takes_yarn: bool  # False where the class makes longrope of it
     notes: tuple[str, ...]
+    quantization: Mapping[str, Any] | None  # quantization_config, of the whole file
     raw: Mapping[str, Any] = field(repr=False)
 
     @property
@@ -95,7 +98,7 @@ def read_config(folder: Path) -> ModelConfig:
     heads = model.count(HEADS)
     return ModelConfig(
         path=path,
-        architectures=_architectures(Fields(whole, path, notes)),
+        architectures=_architectures(Fields(raw if raw.get("architectures") else whole, path, notes)),
         model_type=model_type,
         layers=len(types),
         hidden_size=model.count("hidden_size"),
@@ -108,8 +111,11 @@ def read_config(folder: Path) -> ModelConfig:
         layer_ropes=kinds,
         sliding_window=model.count(WINDOW) if SLIDING in types else None,
         ropes=MappingProxyType(ropes),
+        ropes_differ=rules.dicts != "one",
+        takes_yarn=rules.builders.get("yarn") is BUILDERS["yarn"],
         no_rope=no_rope or (None if ropes else "no layer of it rotates"),
         notes=tuple(dict.fromkeys(notes)),
+        quantization=_quantization(Fields(whole, path, notes), raw),
         raw=MappingProxyType(raw),
     )
 
@@ -151,6 +157,13 @@ def _architectures(whole: Fields) -> tuple[str, ...]:
     if not all(isinstance(name, str) for name in names):
         raise whole.fail("architectures", "is not a list of names")
     return tuple(names)
+
+
+def _quantization(whole: Fields, raw: Json) -> Json | None:
+    found = whole.get("quantization_config") or raw.get("quantization_config")
+    if found is not None and not isinstance(found, dict):
+        raise whole.fail("quantization_config", "is not an object")
+    return found
 
 
 def _completed(rules: Rules, sizes: Mapping[str, Any], file: Fields) -> Fields:

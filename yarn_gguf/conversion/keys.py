@@ -1,0 +1,100 @@
+"""The key/values of the unscaled model, in the order of llama.cpp's own converter.
+
+Puts together what `archs`, `general`, `config.audit_keys` and `tokenizer` say. Knows no RoPE scaling but that of the
+model's own vectors, and no tensor data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from yarn_gguf.archs import Row
+from yarn_gguf.archs.key_tables import entries as key_entries
+from yarn_gguf.archs.key_tables import typed_entry
+from yarn_gguf.archs.tensor_plan import MXFP4
+from yarn_gguf.archs.tensors import Planned
+from yarn_gguf.checkpoint.weights import Weight
+from yarn_gguf.checkpoint_ropes import MeantRopes
+from yarn_gguf.config.audit import extra_keys
+from yarn_gguf.config.hyperparameters import Hyperparameters
+from yarn_gguf.conversion.general import General
+from yarn_gguf.conversion.general import entries as general_entries
+from yarn_gguf.conversion.wanted import Wanted
+from yarn_gguf.gguf_file.format import TENSOR_TYPES, ValueType
+from yarn_gguf.gguf_file.header import Entry, entry
+from yarn_gguf.metadata import CONTEXT
+from yarn_gguf.provenance import CONVERTED
+from yarn_gguf.tokenizer.vocabulary import MODEL, Vocabulary
+from yarn_gguf.tokenizer.vocabulary import entries as vocabulary_entries
+
+FILE_TYPES: Final = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}  # general.file_type, as llama.cpp counts them
+MXFP4_MOE: Final = 38
+QUANTIZATION_VERSION: Final = 2
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a checkpoint before its RoPE is written."""
+
+    row: Row
+    h: Hyperparameters
+    weights: Mapping[str, Weight]
+    meant: MeantRopes
+    tensors: Sequence[Planned]
+    outtype: str
+    general: General
+    vocabulary: Vocabulary | None
+
+
+def unscaled_keys(known: Known, more: Mapping[str, str | int | float], wanted: Wanted) -> list[Entry]:
+    """`more`: keys that go with vectors of the model's own RoPE."""
+    row, config = known.row, known.h.config
+    extra = {**more, **extra_keys(config, config.architectures[0])}
+    vocabulary = known.vocabulary
+    return [
+        entry("general.architecture", ValueType.STRING, row.arch),
+        *general_entries(known.general),
+        *_own_keys(known),
+        *(typed_entry(f"{row.arch}.{name}", value) for name, value in extra.items()),
+        entry("general.file_type", ValueType.UINT32, _file_type(known.tensors, known.outtype)),
+        entry("general.quantization_version", ValueType.UINT32, QUANTIZATION_VERSION),
+        *(_no_vocabulary(known) if vocabulary is None else vocabulary_entries(vocabulary)),
+        *_origin(wanted, vocabulary),
+    ]
+
+
+def _file_type(tensors: Sequence[Planned], outtype: str) -> int:
+    packed = any(TENSOR_TYPES[tensor.type].name == MXFP4 for tensor in tensors)
+    return MXFP4_MOE if packed and outtype != "q8_0" else FILE_TYPES[outtype]
+
+
+def _own_keys(known: Known) -> list[Entry]:
+    """The architecture's keys; the context is the unscaled model's."""
+    row, own = known.row, known.meant.own
+    name = f"{row.arch}.{CONTEXT}"
+    context = own.context if own.method in ("none", "longrope") else own.original
+    found = {e.key: e for e in key_entries(row.arch, row.keys, known.h, known.weights)}
+    if context is not None and name in found:
+        found[name] = entry(name, ValueType.UINT32, context)
+    return list(found.values())
+
+
+def _no_vocabulary(known: Known) -> list[Entry]:
+    """What llama.cpp wants to know where there are no tokens."""
+    model = entry(MODEL, ValueType.STRING, "none")
+    return [entry(f"{known.row.arch}.vocab_size", ValueType.UINT32, known.h.config.vocab_size), model]
+
+
+def _origin(wanted: Wanted, vocabulary: Vocabulary | None) -> Iterator[Entry]:
+    """How the file was made, where that is not to be seen in it."""
+    said = {} if wanted.origin is None else {"repository": wanted.origin[0], "revision": wanted.origin[1]}
+    if wanted.pre is not None:
+        said["pre_tokenizer"] = wanted.pre
+    if wanted.lora is not None:
+        said["lora"] = wanted.lora.resolve().name
+    if vocabulary is not None and not wanted.check_tokenizer:
+        said["tokenizer_check"] = "skipped"
+    for name, text in said.items():
+        yield entry(CONVERTED + name, ValueType.STRING, text)

@@ -1,0 +1,131 @@
+"""The C functions of the installed llama.cpp libraries that change numbers from one type to another.
+
+The only place that loads libggml by itself. `llama_cpp` is not imported for it: that would load all of llama.cpp.
+Each function is proven on hard numbers when it is first asked for, so whoever gets one may rely on its bits; where the
+library, the function or the proof is missing the answer is None, and the caller has numpy. Knows no tensors, no files.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bits = NDArray[Any]
+Kernel = Callable[
+    [Bits, Bits], None
+]  # from, to: contiguous, equally many elements; runs without the interpreter's lock
+
+_NAMES: Final = {"win32": "ggml-{}.dll", "darwin": "libggml-{}.dylib"}
+_VECTOR: Final = 64  # elements; what is left over from them ggml looks up in tables that nobody has filled here
+# what stands in libggml-cpu, and the types on both sides
+_KERNELS: Final = {
+    ("BF16", "F32"): "ggml_cpu_bf16_to_fp32",
+    ("F16", "F32"): "ggml_cpu_fp16_to_fp32",
+    ("F32", "F16"): "ggml_cpu_fp32_to_fp16",
+    ("F32", "BF16"): "ggml_cpu_fp32_to_bf16",
+}
+
+
+def library_folder() -> Path | None:
+    """Where llama-cpp-python looks for its libraries: the variable it honours, else its own folder."""
+    if chosen := os.environ.get("LLAMA_CPP_LIB_PATH"):
+        return Path(chosen)
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0], "lib")
+
+
+def _library(name: str) -> ctypes.CDLL | None:
+    folder = library_folder()
+    if folder is None:
+        return None
+    path = folder / _NAMES.get(sys.platform, "libggml-{}.so").format(name)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:  # not there, or built for another machine
+        return None
+
+
+@cache
+def _cpu() -> ctypes.CDLL | None:
+    return None if _library("base") is None else _library("cpu")  # base first: Windows finds it no other way
+
+
+@cache
+def kernel(source: str, target: str) -> Kernel | None:
+    """The function that turns one type's numbers into another's, if there is one that is exact for all finite ones."""
+    library, name = _cpu(), _KERNELS.get((source, target))
+    function = None if library is None or name is None else getattr(library, name, None)
+    if function is None:
+        return None
+    function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64), None
+
+    def run(numbers: Bits, out: Bits) -> None:
+        whole = numbers.size // _VECTOR * _VECTOR
+        function(_address(numbers), _address(out), whole)
+        if whole < numbers.size:
+            out[whole:] = converted(numbers[whole:], source, target)
+
+    return run if _is_exact(run, source, target) else None
+
+
+def _address(array: Bits) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+# ---- numpy's own way, which is what the libraries are held against, and what stands in for them
+
+
+def converted(numbers: Bits, source: str, target: str) -> Bits:
+    """The same numbers in another type, by numpy alone; BF16 as its bits on either side."""
+    if source == "BF16":
+        numbers = np.left_shift(numbers, np.uint32(16), dtype=np.uint32).view(np.float32)
+    elif source == "F16":
+        numbers = numbers.view(np.float16).astype(np.float32)
+    if target == "BF16":
+        return _to_bf16(numbers)
+    with np.errstate(over="ignore"):
+        return numbers.astype(np.float16 if target == "F16" else np.float32, copy=False)
+
+
+def _to_bf16(numbers: Bits) -> Bits:
+    """To the nearest, ties to even; a NaN stays one."""
+    bits = numbers.view(np.uint32)
+    rounded = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    rounded >>= np.uint32(16)
+    high = rounded.astype(np.uint16)
+    nan = np.isnan(numbers)
+    if nan.any():
+        high[nan] = (bits[nan] >> np.uint32(16)).astype(np.uint16) | np.uint16(64)
+    return high
+
+
+def _hard_numbers() -> Bits:
+    """Finite float32 around every tie and edge of the shorter types."""
+    exponents = np.arange(0, 255, dtype=np.uint32)[:, None] << np.uint32(23)
+    fractions = np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x3000, 0x7FFF, 0x8000, 0x8001, 0x18000, 0x7FFFFF], np.uint32)
+    positive = (exponents | fractions).ravel()
+    return np.concatenate([positive, positive | np.uint32(1 << 31)]).view(np.float32)
+
+
+def _is_exact(run: Kernel, source: str, target: str) -> bool:
+    numbers = converted(_hard_numbers(), "F32", source)
+    if source == "F16":
+        numbers = numbers[np.isfinite(numbers)]
+    wanted = converted(numbers, source, target)
+    out = np.empty_like(wanted)
+    run(numbers, out)
+    return wanted.tobytes() == out.tobytes()

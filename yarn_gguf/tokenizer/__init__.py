@@ -1,0 +1,1 @@
+"""A checkpoint's tokenizer: read, told by its structure, proven against llama.cpp."""
