@@ -481,7 +481,7 @@ def test_reading_a_checkpoint_imports_no_torch_and_no_safetensors(tmp_path: Path
     save(tmp_path / "model.safetensors")
     code = (
         "import sys, pathlib; from yarn_gguf.checkpoint.shards import read_checkpoint\n"
-        "from yarn_gguf import hub; from yarn_gguf.checkpoint.weights import open_weights\n"
+        "from yarn_gguf.checkpoint import hub; from yarn_gguf.checkpoint.weights import open_weights\n"
         "with open_weights(read_checkpoint(pathlib.Path(sys.argv[1])), None) as w: w['b'].read(0, 3)\n"
         "print([m for m in ('torch', 'safetensors', 'transformers', 'huggingface_hub', 'gguf') if m in sys.modules])"
     )

@@ -6,16 +6,21 @@ What the commands do is the other files' matter. Bugs are made by putting one in
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tomllib
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
-from tests.command import run
+from tests.command import COMMAND, ROOT, environment, run
 from tests.make_gguf import small_model
 from yarn_gguf import cli
 from yarn_gguf.errors import InputError, printable
+from yarn_gguf.gguf_file.reader import read_header
 
 NASTY = "a\nb\x1b[31mc\x07\x85\u2028\u202ed"
 SHOWN = r"a\nb\x1b[31mc\x07\x85\u2028\u202ed"
@@ -139,6 +144,13 @@ def test_an_empty_name_is_called_empty(arguments: tuple[str, ...]) -> None:
     assert ("'-o'" in done.err) is ("-o" in arguments)
 
 
+def test_a_name_that_ends_like_a_folder_is_no_file(tmp_path: Path) -> None:
+    model = small_model(tmp_path / "model.gguf")
+    done = run("extend", model, "--factor", "4", "-o", f"{tmp_path}/nowhere/")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"error: {tmp_path}/nowhere/: its folder does not exist; create it first\n"
+
+
 @pytest.mark.parametrize("more", [(), ("--dry-run",), ("--force",)])
 def test_a_default_name_that_is_too_long_asks_for_a_shorter_one(more: tuple[str, ...], tmp_path: Path) -> None:
     model = small_model(tmp_path / f"{'x' * 245}.gguf")
@@ -152,6 +164,65 @@ def test_a_picture_whose_name_is_too_long_is_refused(tmp_path: Path) -> None:
     done = run("inspect", small_model(tmp_path / "model.gguf"), "--plot", tmp_path / f"{'x' * 300}.png")
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert "name a shorter one with --plot" in done.err
+
+
+# ---- standard streams, and signals from the first moment on
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("inspect", "model.gguf"), ("inspect", "model.gguf", "--json")])
+def test_a_reader_that_has_gone_ends_it_like_any_other_program(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    small_model(tmp_path / "model.gguf")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        done = _started(arguments, tmp_path, stdout=pipe)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_a_stream_that_is_closed_is_the_null_device(closed: tuple[int, ...], tmp_path: Path) -> None:
+    small_model(tmp_path / "model.gguf")
+
+    def close() -> None:
+        for number in closed:
+            os.close(number)
+
+    done = _started(("extend", "model.gguf", "--factor", "4", "--json"), tmp_path, preexec_fn=close)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) is (1 not in closed)
+    assert read_header(tmp_path / "model-yarn4x.gguf").tensors
+
+
+def _started(arguments: tuple[str, ...], folder: Path, **more: Any) -> subprocess.CompletedProcess[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+    return subprocess.run([*COMMAND, *arguments], cwd=folder, env=environment(), text=True, check=False, **pipes)
+
+
+INTERRUPTED: Final = """
+import importlib.abc, os, runpy, signal, sys
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.{signal})
+sys.meta_path.insert(0, Finder())
+sys.argv[1:] = ["inspect", "nowhere.gguf"]
+runpy.run_module("yarn_gguf", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("module", ["click", "numpy", "yarn_gguf.cli", "yarn_gguf.rope", "yarn_gguf.plot"])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_while_the_program_is_still_loading_is_answered_with_a_line(name: str, code: int, module: str) -> None:
+    program = INTERRUPTED.format(module=module, signal=name)
+    command = [sys.executable, "-P", "-c", program]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr == f"stopped by {name}; no unfinished file was left behind\n"
+
+
+def test_the_console_script_is_the_module_that_answers_signals_first() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["scripts"] == {"yarn-gguf": "yarn_gguf.__main__:main"}
 
 
 def test_every_exit_code_is_in_the_help() -> None:

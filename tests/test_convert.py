@@ -35,7 +35,7 @@ from tests.make_checkpoints import (
     sharded,
     store,
 )
-from tests.make_gguf import ROPE_FREQS, hashes, read_keys, read_tensors
+from tests.make_gguf import ROPE_FREQS, hashes, read_keys, read_tensors, small_model
 from tests.oracle_gguf import Oracle
 from tests.test_extend import BAKED, M8, YARN, _rounded, changes
 from tests.test_foreign_converter import SHIM
@@ -623,18 +623,217 @@ def test_what_another_converter_makes_of_an_unknown_class_is_its_own_affair(
     assert hashes(tmp_path) == before
 
 
+COPIES: Final = """
+import os, shutil, sys
+tower = "--mmproj" in sys.argv
+out = sys.argv[sys.argv.index("--outfile") + 1]
+open({log!r}, "a").write("tower " if tower else "model ")
+{extra}
+shutil.copy({tower!r} if tower else {model!r}, out)
+"""
+
+
+@pytest.fixture
+def copier(toy_folder: ToyFolder, tmp_path: Path) -> Callable[..., Path]:
+    """A converter that copies finished GGUFs, and does `extra` before that."""
+
+    def made(extra: str = "", model: Path | None = None) -> Path:
+        tower, path = tmp_path / "a-tower.gguf", tmp_path / "their.py"
+        if not tower.exists():
+            small_model(tower)
+        files = {"tower": str(tower), "model": str(model or toy_folder("llama") / "f16.gguf")}
+        path.write_text(COPIES.format(log=str(tmp_path / "log"), extra=extra, **files))
+        return path
+
+    return made
+
+
+def towers(model: Path, tmp_path: Path, known: bool) -> Path:
+    """A folder for the outputs; the checkpoint is of a class that we know, or not."""
+    if not known:
+        configure(model, architectures=["MadeUpForCausalLM"], model_type="made_up")
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out" / "my.gguf"
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("options", [(), ("--factor", "8")])
+def test_a_vision_tower_is_another_output_of_the_same_run(
+    known: bool, options: tuple[str, ...], model: Path, copier: Callable[..., Path], tmp_path: Path
+) -> None:
+    converter, out = copier(), towers(model, tmp_path, known)
+    arguments: tuple[str | Path, ...] = (model, "--converter", converter, "--mmproj", "-o", out, *options)
+    document = converted(*arguments, "--json").json
+    assert sorted(path.name for path in out.parent.iterdir()) == ["mmproj-my.gguf", "my.gguf"]
+    main, tower = document["outputs"]
+    assert (main["path"], tower["path"]) == (str(out), str(out.with_name("mmproj-my.gguf")))
+    assert tower["bytes"] == tower["files"][0]["bytes"] == Path(tower["path"]).stat().st_size
+    assert sha(Path(tower["path"])) == sha(tmp_path / "a-tower.gguf")
+    done = converted(*arguments, "--force")
+    assert f"mmproj {out.with_name('mmproj-my.gguf')}" in done.words
+    assert "by their.py" in done.words
+    assert done.out.startswith("my-model  llama, 3 layers")
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("extra", "code", "says"),
+    [
+        ("tower and sys.exit('no tower here')", 5, "no tower here"),
+        ("tower and (open(out, 'w').write('x'), sys.exit())", 5, "their.py: wrote something that is no GGUF"),
+        ("tower and open({late!r}, 'w').write('late')", 2, "my.gguf: appeared meanwhile"),
+    ],
+)
+def test_a_tower_that_fails_leaves_no_model_either(
+    extra: str, code: int, says: str, known: bool, model: Path, copier: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = towers(model, tmp_path, known)
+    late = out.with_name("mmproj-my.gguf")
+    says = says if known or "appeared" not in says else "appeared meanwhile|exists"
+    converter = copier(extra.format(late=str(late)))
+    done = run("convert", model, "--no-vocab" if known else "--json", "--converter", converter, "--mmproj", "-o", out)
+    assert (done.code, done.err.count("\n")) == (code, 1), done
+    assert re.search(says, done.err), done
+    assert [path.name for path in out.parent.iterdir()] == [late.name] * ("late" in extra)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_towers_name_that_is_taken_is_found_out_before_anything_runs(
+    known: bool, model: Path, copier: Callable[..., Path], tmp_path: Path
+) -> None:
+    converter, out = copier(), towers(model, tmp_path, known)
+    out.with_name("mmproj-my.gguf").write_text("earlier")
+    more = ("--no-vocab",) if known else ()
+    done = run("convert", model, *more, "--converter", converter, "--mmproj", "-o", out)
+    assert "mmproj-my.gguf: exists; --force replaces it" in refused(done, 2)
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_dry_run_says_that_there_will_be_a_tower_and_makes_none(
+    model: Path, copier: Callable[..., Path], tmp_path: Path
+) -> None:
+    arguments = (model, "--no-vocab", "--converter", copier(), "--mmproj", "--dry-run", "-o", tmp_path / "my.gguf")
+    assert f"mmproj {tmp_path / 'mmproj-my.gguf'}, to be made by their.py" in converted(*arguments).words
+    tower = converted(*arguments, "--json").json["outputs"][1]
+    assert (tower["path"], tower["bytes"]) == (str(tmp_path / "mmproj-my.gguf"), None)
+    assert not (tmp_path / "log").exists()
+
+
+def test_another_converters_file_is_called_by_the_type_that_it_has(
+    model: Path, copier: Callable[..., Path], tmp_path: Path
+) -> None:
+    done = converted(model, "--converter", copier())
+    assert [path.name for path in model.glob("*.gguf")] == ["my-model-F16.gguf"]
+    assert re.match(
+        r"my-model  llama, 3 layers, F16\n  is +unscaled, context 128\n  wrote .*KiB, by their.py", done.out
+    )
+    converted(model, "--converter", copier(), "--factor", "4", "-o", tmp_path / "a-{ftype}.gguf")
+    assert (tmp_path / "a-f16.gguf").exists()
+    converted(model, "--converter", copier(), "--outtype", "q8_0", "-o", tmp_path / "a-{FTYPE}.gguf")
+    assert (tmp_path / "a-Q8_0.gguf").exists()
+
+
+def test_a_converter_that_writes_rubbish_is_named(model: Path, copier: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "rubbish").write_text("This is not a model.")
+    done = run("convert", model, "--converter", copier(model=tmp_path / "rubbish"), "-o", tmp_path / "out.gguf")
+    assert "their.py: wrote something that is no GGUF: " in refused(done, 5)
+    assert not (tmp_path / "out.gguf").exists()
+
+
 def test_options_that_exclude_each_other_are_usage_errors(model: Path, tmp_path: Path) -> None:
     for arguments in (
         ("--converter", "x.py", "--lora", "y"),
         ("--converter", "x.py", "--dry-run"),
         ("--converter", "x.py", "--split-max-size", "1G", "--no-vocab"),
+        ("--converter", "x.py", "--skip-tokenizer-check"),
+        ("--converter", "x.py", "--allow-pickle"),
         ("--mmproj",),
+        ("--no-vocab", "--pre", "gpt-2"),
+        ("--no-vocab", "--skip-tokenizer-check"),
+        ("--no-vocab", "--encoding", "keys"),
+        ("--no-vocab", "--encoding", "baked"),
+        ("--download",),
+        ("--revision", ""),
         ("--split-max-size", "0"),
         ("--jobs", "0"),
         ("--outtype", "q2_k"),
     ):
         refused(run("convert", model, *arguments, "-o", tmp_path / "out.gguf"), 2)
     assert not (tmp_path / "out.gguf").exists()
+    assert "CHECKPOINT is empty" in refused(run("convert", ""), 2)
+
+
+def test_another_converter_has_nothing_to_encode_either(
+    model: Path, copier: Callable[..., Path], tmp_path: Path
+) -> None:
+    done = run("convert", model, "--converter", copier(), "--encoding", "keys", "-o", tmp_path / "out.gguf")
+    assert "nothing is scaled" in refused(done, 2)
+
+
+def test_an_attention_factor_beside_mscale_decides_and_that_is_said(model: Path, tmp_path: Path) -> None:
+    wanted = ("--factor", "4", "--attention-factor", "1.2", "--mscale", "1")
+    done = converted(model, "--no-vocab", *wanted, "--dry-run", "-o", tmp_path / "out.gguf")
+    assert "--attention-factor decides" in done.words
+    assert "magnitude 1.2" in done.words
+
+
+def test_what_is_given_in_place_of_a_checkpoint_is_told(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "only").mkdir()
+    gguf = small_model(tmp_path / "only" / "model.gguf")
+    for source in (gguf, gguf.parent):
+        said = refused(run("convert", source), 3)
+        assert (
+            said
+            == f"error: {gguf}: is a GGUF already, not a checkpoint; `yarn-gguf extend` gives it a longer context\n"
+        )
+    for name in (WEIGHTS, "config.json"):
+        assert f"is a file; give the folder that it is in, {model}" in refused(run("convert", model / name), 3)
+
+
+def test_among_the_checkpoints_files_only_a_gguf_is_written(model: Path) -> None:
+    before = hashes(model)
+    for name in ("model-2.safetensors", "pytorch_model.bin", "plain"):
+        said = refused(run("convert", model, "--no-vocab", "-o", model / name, "--force"), 2)
+        assert "use a name that ends in .gguf" in said
+    assert hashes(model) == before
+    converted(model, "--no-vocab", "-o", model / "plain.gguf")
+
+
+@pytest.mark.parametrize("more", [(), ("--converter",)])
+def test_a_folder_that_is_missing_is_no_name_of_a_file(
+    more: tuple[str, ...], model: Path, copier: Callable[..., Path], tmp_path: Path
+) -> None:
+    arguments: tuple[str | Path, ...] = (*more, copier()) if more else ()
+    for where in ("nofolder/", "nofolder/.", "no/folder/"):
+        done = run("convert", model, *arguments, "-o", f"{tmp_path}/{where}")
+        assert "its folder does not exist" in refused(done, 2)
+    assert not (tmp_path / "nofolder").exists()
+    assert "is a file, not a folder" in refused(run("convert", model, "-o", f"{model}/{WEIGHTS}/"), 2)
+
+
+def test_links_that_lead_in_a_circle_are_passed_over(model: Path, tmp_path: Path) -> None:
+    (model / "a").symlink_to("b")
+    (model / "b").symlink_to("a")
+    converted(model, "--no-vocab", "-o", tmp_path / "out.gguf")
+
+
+def test_a_plan_keeps_to_the_width_of_the_terminal(model: Path, tmp_path: Path) -> None:
+    """Names, types, shapes and sizes stay whole; what is no terminal has everything."""
+    arguments = ("convert", model, "--no-vocab", "--dry-run", "-o", tmp_path / "o.gguf")
+    wide = run_fresh(*arguments, COLUMNS="300").out.splitlines()
+    plan = [line for line in wide if " F16 " in line or " F32 " in line]
+    for columns in (200, 100, 80, 60):
+        lines = run_fresh(*arguments, COLUMNS=str(columns)).out.splitlines()
+        for whole, line in zip(plan, lines, strict=False):
+            assert len(line) <= max(columns, 64)
+            assert line.split()[:5] == whole.split()[:5]
+    assert "…" in run_fresh(*arguments, COLUMNS="85").out
+
+
+def test_an_architecture_without_the_tensor_names_the_checkpoint(toy_folder: ToyFolder, tmp_path: Path) -> None:
+    folder = toy_folder("gemma3")
+    done = run("convert", folder, "--no-vocab", "--factor", "4", "--encoding", "baked", "-o", tmp_path / "out.gguf")
+    assert refused(done, 2).startswith(f"error: {folder}: llama.cpp's gemma3 graph takes no rope_freqs tensor")
 
 
 def test_a_card_and_its_kin_are_read_as_text(model: Path, tmp_path: Path) -> None:

@@ -90,7 +90,8 @@ def namespaces() -> None:
 def test_a_file_that_will_not_fit_is_refused_before_its_first_byte(tmp_path: Path) -> None:
     model = Raw(blob=1_500_000).write(tmp_path / "model.gguf")
     done, left = _in_small_tmpfs([*COMMAND, "extend", str(model), *STEP, "-o", "/mnt/out.gguf"], "1m")
-    assert re.search(r"/mnt/out.gguf: needs 15\d{5} bytes, free 10\d{5} in its folder; make room", failed(done))
+    said = r"/mnt/out.gguf: needs 1\.\d MiB \(15\d{5} bytes\), free .* \(10\d{5} bytes\) in its folder; make room"
+    assert re.search(said, failed(done))
     assert left == []
 
 
@@ -100,7 +101,7 @@ def test_a_set_that_will_not_fit_is_refused_though_each_of_its_parts_would(tmp_p
     parts = rewritten(small_model(tmp_path / "m.gguf"), tmp_path / "model.gguf", split=4, tensors=tensors)
     assert len(parts) == 3
     done, left = _in_small_tmpfs([*COMMAND, "extend", str(parts[0]), *STEP, "-o", "/mnt/out.gguf"], "1m")
-    assert re.search(r"needs 1[67]\d{5} bytes, free 10\d{5}", failed(done))
+    assert re.search(r"needs 1\.\d MiB \(1[67]\d{5} bytes\), free .* \(10\d{5} bytes\)", failed(done))
     assert left == []
     done, left = _in_small_tmpfs([*COMMAND, "extend", str(parts[0]), *STEP, "-o", "/mnt/out.gguf"], "2m")
     assert (done.code, len(left)) == (0, 3)
@@ -113,7 +114,7 @@ def test_a_disk_without_a_single_byte_is_an_error_of_the_system(model: Path) -> 
     done, left = _in_small_tmpfs(
         [*COMMAND, "extend", str(model), *STEP, "-o", "/mnt/out.gguf"], "64k", f"{{ {fill}; }}"
     )
-    assert "free 0 in its folder" in failed(done)
+    assert "free 0 B in its folder" in failed(done)
     assert left == ["filler"]
 
 

@@ -45,6 +45,7 @@ LATENT_SIZES = {"qk_rope_head_dim": HEAD, "qk_nope_head_dim": 48}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 1024}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 512}
 LONG = {"short_factor": [1.0 + i / 16 for i in range(HEAD // 2)], "long_factor": [2.0 + i for i in range(HEAD // 2)]}
+HUNYUAN = {"beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0}
 SCALINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "linear": {"factor": 4.0},
@@ -326,6 +327,11 @@ TRAPS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"rope_scaling": {"type": "dynamic", "factor": 1.0, "alpha": 1000.0}},
         "factor has no effect",
     ),
+    "hunyuan-published": (
+        "hunyuan_v1_dense",
+        {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, **HUNYUAN}},
+        "beta_fast, beta_slow, factor, mscale, mscale_all_dim have no effect on dynamic RoPE",
+    ),
     "hunyuan-no-alpha": ("hunyuan_v1_dense", {"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 0}}, ""),
     "llama-alpha": ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 9.0}}, "alpha has no effect"),
     "phi3-yarn": (
@@ -557,7 +563,10 @@ def test_a_model_without_rope_says_why(tmp_path: Path, model_type: str, why: str
         ({"model_type": "laguna", "rope_parameters": {"sliding_attention": {}}}, "full_attention is missing"),
         ({"model_type": "laguna", "rope_parameters": {"full_attention": {}}}, "full_attention.rope_theta is missing"),
         ({"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2}}, "rope_type is 'linear'"),
-        ({"model_type": "phi3", "rope_scaling": {"type": "yarn", "factor": 2}}, "short_factor is missing"),
+        (
+            {"model_type": "phi3", "rope_scaling": {"type": "yarn", "factor": 2}},
+            "makes longrope: it needs short_factor",
+        ),
         ({"model_type": "phimoe", "rope_scaling": {"type": "longrope"}}, "rope_type is 'longrope'"),
         ({"model_type": "glm", "partial_rotary_factor": 3}, "partial_rotary_factor is 3"),
     ],

@@ -13,10 +13,11 @@ import pytest
 from tests.make_tokenizers import rebuilt, split, structures, trained
 from tests.upstream import llama_cpp_source
 from yarn_gguf.errors import InputError
-from yarn_gguf.tokenizer.check import check_tokenizer
+from yarn_gguf.findings import Level
+from yarn_gguf.tokenizer.check import KNOWN, check_tokenizer
 from yarn_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from yarn_gguf.tokenizer.probe import PROBES
-from yarn_gguf.tokenizer.reading import read_vocabulary
+from yarn_gguf.tokenizer.reading import METASPACE, read_vocabulary
 
 # llama.cpp's vocabulary → the name for its structure, where nothing but the structure is known
 VOCABULARIES = {
@@ -75,8 +76,23 @@ def test_each_structure_is_recognised_and_proven_on_a_vocabulary_made_to_show_di
             check_tokenizer(tmp_path, vocabulary)
     else:
         findings = check_tokenizer(tmp_path, vocabulary)
-        kinds = {re.search(r"of a text \((\w+)\)", each.text)[1] for each in findings}  # type: ignore[index]
+        kinds = {re.search(r"\(kind '(\w+)'\)", each.text)[1] for each in findings}  # type: ignore[index]
         assert kinds <= vocabulary.deviates
+
+
+def test_what_llama_cpp_is_known_to_cut_otherwise_is_a_note_in_plain_words_without_advice(tmp_path: Path) -> None:
+    size = trained("gpt-4o", tmp_path, PROBE_TEXTS)
+    findings = check_tokenizer(tmp_path, read_vocabulary(tmp_path, size, "SomeForCausalLM"))
+    assert {(each.level, each.code) for each in findings} == {(Level.NOTE, "tokens_differ")}
+    assert (
+        "llama.cpp cuts letters with combining marks differently from the original tokenizer, as for every model of"
+        " the pre-tokenizer 'gpt-4o' (kind 'marks')"
+    ) in {each.text for each in findings}
+    assert not re.search(r"--|\d{2}", "".join(each.text for each in findings))
+
+
+def test_every_kind_that_may_differ_has_its_sentence() -> None:
+    assert {kind for each in PRE_TOKENIZERS for kind in each.deviates} | METASPACE <= set(KNOWN)
 
 
 def test_every_name_of_the_table_is_one_that_llama_cpp_has() -> None:

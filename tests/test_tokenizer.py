@@ -15,12 +15,13 @@ import pytest
 from tests.make_tokenizers import added_token, pieces_json, trained, trained_pieces, write
 from tests.upstream import llama_cpp_source
 from yarn_gguf.errors import ChildError, InputError
+from yarn_gguf.findings import Level
 from yarn_gguf.gguf_file.header import Entry
 from yarn_gguf.gguf_file.reader import read_header
 from yarn_gguf.tokenizer.check import check_tokenizer
 from yarn_gguf.tokenizer.reading import Vocabulary, entries, read_vocabulary
 from yarn_gguf.tokenizer.sentencepiece_model import read_sentencepiece
-from yarn_gguf.tokenizer.vocabulary import TokenType
+from yarn_gguf.tokenizer.vocabulary import TYPES, TokenType
 
 DRIVER = Path(__file__).with_name("tokenizer_driver.py")
 BYTE_CLASSES = (
@@ -146,6 +147,7 @@ def test_sentencepiece_gives_the_tokens_of_its_tokenizer_json(
     vocabulary = read_vocabulary(tmp_path, len(pieces) + PADDING, "LlamaForCausalLM")
     findings = check_tokenizer(tmp_path, vocabulary)
     assert len(findings) == (2 if prefix == "metaspace" else 0)  # a leading space, and text behind an added token
+    assert all(each.level is Level.WARNING and "--" not in each.text for each in findings)
     if not with_model:
         flat = replace(vocabulary, scores=(-1000.0,) * len(vocabulary.tokens))  # what upstream writes
         with pytest.raises(InputError, match="the original tokenizer gives"):
@@ -180,6 +182,135 @@ def test_an_added_token_with_a_spelled_space_is_that_text_in_a_byte_level_tokeni
     assert check_tokenizer(tmp_path, vocabulary) == ()
     with pytest.raises(InputError, match="the original tokenizer gives"):
         check_tokenizer(tmp_path, replace(vocabulary, tokens=(*vocabulary.tokens[:-1], " x")))
+
+
+ROLES = ["<s>", "</s>", "<unk>", "<img>", "<pad_of_map>", "<listed>", "<plain>"]
+
+
+def unmarked_roles(folder: Path, tokenizer_class: str, decoder: bool) -> int:
+    """A folder in which no token is marked special, and roles are named in both files of settings."""
+    size = trained("qwen2", folder, tokens=300, added=ROLES)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["vocab"] |= {each["content"]: each["id"] for each in tokenizer["added_tokens"]}
+    tokenizer["model"]["vocab"] |= {"<sep_of_vocab>": size, "<listed_of_vocab>": size + 1}
+    path.write_text(json.dumps(tokenizer))
+    settings: dict[str, Any] = {
+        "tokenizer_class": tokenizer_class,
+        "bos_token": "<s>",
+        "eos_token": {"__type": "AddedToken", "content": "</s>", "special": False},
+        "unk_token": "<unk>",
+        "sep_token": "<sep_of_vocab>",
+        "image_token": "<img>",
+        "extra_special_tokens": ["<listed>", "<listed_of_vocab>"],
+    }
+    if decoder:
+        settings["added_tokens_decoder"] = {
+            str(each["id"]): {key: value for key, value in each.items() if key != "id"}
+            for each in tokenizer["added_tokens"]
+        }
+    config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen3", "vocab_size": size + 2}
+    write(folder, None, settings, config)
+    (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<pad_of_map>"}))
+    return size + 2
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_class", "decoder", "shown"),
+    [
+        ("PreTrainedTokenizerFast", False, {"<listed>", "<plain>"}),
+        ("PreTrainedTokenizerFast", True, {"<listed>", "<plain>", "<pad_of_map>"}),  # then the map is not looked at
+        ("Qwen2Tokenizer", False, {"<plain>"}),
+        ("Qwen2Tokenizer", True, {"<plain>", "<pad_of_map>"}),
+    ],
+)
+def test_a_token_with_a_role_is_a_control_token_though_the_file_does_not_mark_it(
+    tokenizer_class: str, decoder: bool, shown: set[str], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    size = unmarked_roles(tmp_path, tokenizer_class, decoder)
+    vocabulary = read_vocabulary(tmp_path, size, "Qwen2ForCausalLM")
+    by_text = dict(zip(vocabulary.tokens, vocabulary.types, strict=True))
+    assert {text for text, kind in by_text.items() if kind is TokenType.USER_DEFINED} == shown
+    original: Any = AutoTokenizer.from_pretrained(tmp_path)
+    special = {each.content for each in original.added_tokens_decoder.values() if each.special}
+    assert {text for text, kind in by_text.items() if kind is TokenType.CONTROL} == special
+    assert check_tokenizer(tmp_path, vocabulary) == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokenizer_class", ["PreTrainedTokenizerFast", "Qwen2Tokenizer"])
+@pytest.mark.parametrize("decoder", [False, True])
+def test_roles_without_a_mark_are_written_byte_for_byte_as_upstream_does(
+    tokenizer_class: str, decoder: bool, tmp_path: Path
+) -> None:
+    size = unmarked_roles(tmp_path, tokenizer_class, decoder)
+    vocabulary = read_vocabulary(tmp_path, size, "Qwen2ForCausalLM")
+    theirs = upstream_entries(tmp_path, vocabulary.pre)
+    assert [(each.key, each.raw) for each in entries(vocabulary)] == [(each.key, each.raw) for each in theirs]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_model", [True, False])
+def test_sentencepiece_goes_by_the_mark_of_a_role_only_where_upstream_does(
+    with_model: bool, pieces_folder: tuple[Path, list[tuple[str, float, int]]], tmp_path: Path
+) -> None:
+    """With tokenizer.model upstream reads the marks of tokenizer_config.json itself, without it transformers does."""
+    folder, pieces = pieces_folder
+    size = len(pieces) + 2
+    own = [added_token(n, text, False, normalized=False) for n, (text, _, kind) in enumerate(pieces) if kind in (2, 3)]
+    own += [added_token(len(pieces) + n, text, False, normalized=False) for n, text in enumerate(("<pad2>", "<mine>"))]
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"added_tokens_decoder": {str(each["id"]): each for each in own}, "pad_token": "<pad2>"}
+    for each in own:
+        each.pop("id")
+    config = {**json.loads((folder / "config.json").read_text()), "vocab_size": size}
+    tokenizer = pieces_json(pieces)
+    tokenizer["added_tokens"] = [{"id": int(n), **each} for n, each in settings["added_tokens_decoder"].items()]
+    write(tmp_path, tokenizer, settings, config)
+    if with_model:
+        (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
+    set_config(tmp_path, architectures=["LlamaForCausalLM"])
+    ours, theirs = (
+        next(each.raw for each in found if each.key == TYPES)
+        for found in (
+            entries(read_vocabulary(tmp_path, size, "LlamaForCausalLM")),
+            upstream_entries(tmp_path, None),
+        )
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(("model_class", "says"), [("Qwen2ForCausalLM", "no BOS"), ("LLaDAModelLM", "BOS")])
+def test_a_contradiction_about_bos_is_told_with_what_the_file_says(
+    model_class: str, says: str, bytes_folder: tuple[Path, int]
+) -> None:
+    folder, size = bytes_folder
+    vocabulary = read_vocabulary(folder, size, model_class)
+    (found,) = (each.text for each in vocabulary.notes if each.code == "tokenizer_role")
+    assert found == (
+        "tokenizer_config.json has add_bos_token true, the post-processor of tokenizer.json does otherwise;"
+        f" the file says: {says} is added"
+    )
+    assert vocabulary.adds("bos") is (says == "BOS")
+
+
+def test_a_literal_spelled_space_is_a_note_in_plain_words(
+    pieces_folder: tuple[Path, list[tuple[str, float, int]]], tmp_path: Path
+) -> None:
+    folder, pieces = pieces_folder
+    tokenizer = pieces_json(pieces)
+    extra = added_token(len(pieces), "▁▁qz", False, normalized=False)
+    tokenizer["added_tokens"].append(extra)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["added_tokens_decoder"] = {str(len(pieces)): extra}
+    write(tmp_path, tokenizer, settings, json.loads((folder / "config.json").read_text()))
+    (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
+    findings = check_tokenizer(tmp_path, read_vocabulary(tmp_path, len(pieces) + 1, "LlamaForCausalLM"))
+    assert [(each.level, each.code) for each in findings] == [(Level.NOTE, "tokens_differ")]
+    assert "literal ▁ (U+2581)" in findings[0].text
+    assert "--" not in findings[0].text
 
 
 def test_more_tokens_than_embedding_rows_are_refused_and_fewer_are_padded(bytes_folder: tuple[Path, int]) -> None:

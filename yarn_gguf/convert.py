@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -17,13 +17,14 @@ from typing import Final
 from yarn_gguf import __version__
 from yarn_gguf.archs import ARCHITECTURES, Row
 from yarn_gguf.archs.common import as_stored
-from yarn_gguf.archs.tensor_plan import NUMBERS, check_tied_head, plan_tensors
+from yarn_gguf.archs.tensor_plan import MXFP4, NUMBERS, check_tied_head, plan_tensors
 from yarn_gguf.archs.tensors import Planned
 from yarn_gguf.checkpoint.lora import merged, read_adapter
 from yarn_gguf.checkpoint.shards import read_checkpoint
 from yarn_gguf.checkpoint.weights import Weight, Weights, open_weights
 from yarn_gguf.checkpoint_ropes import MeantRopes, meant_ropes
 from yarn_gguf.config.audit import audit
+from yarn_gguf.config.fields import shown
 from yarn_gguf.config.hyperparameters import Hyperparameters
 from yarn_gguf.config.model_config import ModelConfig, read_config
 from yarn_gguf.conversion.file import Blueprint, files, shards, with_way_back
@@ -34,13 +35,13 @@ from yarn_gguf.conversion.rope import Written, rope_parts, write_rope
 from yarn_gguf.conversion.wanted import Wanted
 from yarn_gguf.effective import Tensors
 from yarn_gguf.encoding import check_range
-from yarn_gguf.errors import ChildError, InputError, UsageError, about
+from yarn_gguf.errors import ChildError, InputError, ResourceError, UsageError, about
 from yarn_gguf.findings import Finding, Level, note, warning
 from yarn_gguf.gguf_file.fill import Progress
-from yarn_gguf.gguf_file.format import ValueType
+from yarn_gguf.gguf_file.format import TENSOR_TYPES, ValueType
 from yarn_gguf.gguf_file.header import Entry, entry
 from yarn_gguf.gguf_file.shards import part_path
-from yarn_gguf.gguf_file.writer import check_target, staged
+from yarn_gguf.gguf_file.writer import check_space, check_target, staged
 from yarn_gguf.metadata import read_facts
 from yarn_gguf.provenance import PREFIX, settings_entries
 from yarn_gguf.tokenizer.check import check_tokenizer
@@ -72,8 +73,45 @@ class Conversion:
         return tuple(tensor for each in self.blueprint.tensors for tensor in each)
 
     @property
+    def type_name(self) -> str:
+        """What upstream calls the file's type; experts in MXFP4 come before the floats of the rest."""
+        packed = any(TENSOR_TYPES[tensor.type].name == MXFP4 for tensor in self.tensors)
+        return "MXFP4_MOE" if packed and self.outtype != "q8_0" else self.outtype.upper()
+
+    @property
+    def exact(self) -> bool:
+        """On stock llama.cpp, by all that is known: the RoPE, and the settings that were converted under protest."""
+        return self.written.exact and not any(f.code == "not_honoured" for f in self.findings)
+
+    @property
     def bytes(self) -> int:
         return sum(header.stamp.size for header in self.blueprint.headers)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A finished file that has no name yet."""
+
+    path: Path
+    bytes: int
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """A file that somebody else makes, and that takes its name together with the conversion's."""
+
+    final: Path
+    make: Callable[[], AbstractContextManager[Ready]]
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What became of a companion; nobody knows its size before it is made."""
+
+    path: Path
+    bytes: int | None = None
+    type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +120,7 @@ class Outcome:
     outputs: tuple[tuple[Path, int], ...]
     seconds: float
     findings: tuple[Finding, ...]
+    beside: tuple[Beside, ...] = ()
 
 
 @contextmanager
@@ -135,7 +174,7 @@ def _row(config: ModelConfig) -> Row:
     name = config.architectures[0]
     row = ARCHITECTURES.get(f"{name}/{config.model_type}") or ARCHITECTURES.get(name)
     if row is None:
-        what = f"architecture {name!r} is not one of the {len(ARCHITECTURES)} that convert knows"
+        what = f"architecture {shown(name)} is not one of the {len(ARCHITECTURES)} that convert knows"
         raise InputError(f"{what}; {ELSEWHERE}", file=config.path, code="unknown_architecture")
     return row
 
@@ -227,20 +266,31 @@ def _scaled(base: Blueprint, fold: Fold, wanted: Wanted) -> tuple[Written, Bluep
 
 
 def check_no_source(final: Path, folders: Sequence[Path | None]) -> None:
-    """Refuses to replace a file of a checkpoint, whatever is forced; a GGUF that lies beside it is none."""
+    """Refuses to replace a file of a checkpoint, whatever is forced, and to add one that would be taken for its own."""
+    parent = _real(final.parent)
     for folder in filter(None, folders):
-        here = final.parent.resolve() / final.name
         files = [path for path in folder.iterdir() if path.suffix != ".gguf"]
-        if any(here in (folder.resolve() / path.name, path.resolve()) for path in files):
+        if any(parent / final.name in (_real(folder) / path.name, _real(path)) for path in files):
             text = "is a file of the checkpoint, which is never replaced; use another name"
             raise UsageError(text, file=final, code="output_is_input")
+        if parent == _real(folder) and final.suffix != ".gguf":
+            text = "would lie among the checkpoint's files and could be taken for one; use a name that ends in .gguf"
+            raise UsageError(text, file=final, code="output_in_checkpoint")
 
 
-def output_name(conversion: Conversion) -> str:
-    """Upstream's default name, with the scaling in it where there is one."""
-    name = default_name(conversion.general, conversion.outtype)
+def _real(path: Path) -> Path:
+    """Where a path leads; itself, where its links lead in a circle."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        return path.absolute()
+
+
+def output_name(conversion: Conversion, wanted: Wanted) -> str:
+    """Upstream's default name, with the scaling in it where one was asked for."""
+    name = default_name(conversion.general, conversion.type_name)
     intent = conversion.written.intent
-    if conversion.written.encoded is None:
+    if not wanted.rope.given or conversion.written.encoded is None:
         return name
     return f"{name.removesuffix('.gguf')}-{intent.method}{intent.factor:.4g}x.gguf".replace("+", "")
 
@@ -250,6 +300,7 @@ def write_conversion(
     output: Path,
     *,
     wanted: Wanted,
+    companion: Companion | None = None,
     dry_run: bool = False,
     jobs: int = 0,
     progress: Progress = lambda _: None,
@@ -259,19 +310,44 @@ def write_conversion(
     made = files(conversion.blueprint, check=wanted.check)
     count = len(made)
     finals = [output] if count == 1 else [part_path(output, i + 1, count) for i in range(count)]
-    findings = conversion.findings
-    try:
-        for final in finals:
-            check_target(final, (), overwrite=wanted.force)
-            check_no_source(final, (conversion.folder, wanted.lora))
-    except UsageError as problem:
-        if not dry_run or problem.code != "output_exists":
-            raise
-        findings += (warning(problem.code, str(problem)),)
     outputs = tuple((final, each.size) for final, each in zip(finals, made, strict=True))
+    others = () if companion is None else (companion.final,)
+    findings = conversion.findings + _obstacles(conversion, (*finals, *others), outputs, wanted, dry_run=dry_run)
     if dry_run:
-        return Outcome(conversion, outputs, 0.0, findings)
-    with staged(overwrite=wanted.force, jobs=jobs, progress=progress, confirm=conversion.verify) as stage:
-        for final, each in zip(finals, made, strict=True):
-            stage.write(final, each.size, each.pieces)
-    return Outcome(conversion, outputs, time.monotonic() - began, findings)
+        return Outcome(conversion, outputs, 0.0, findings, tuple(Beside(path) for path in others))
+    with ExitStack() as stack:
+        ready = () if companion is None else ((companion.final, stack.enter_context(companion.make())),)
+        confirm = conversion.verify
+        with staged(overwrite=wanted.force, jobs=jobs, progress=progress, confirm=confirm) as stage:
+            for final, each in zip(finals, made, strict=True):
+                stage.write(final, each.size, each.pieces)
+            for final, theirs in ready:
+                stage.adopt(final, theirs.path)
+    beside = tuple(Beside(final, theirs.bytes, theirs.type) for final, theirs in ready)
+    return Outcome(conversion, outputs, time.monotonic() - began, findings, beside)
+
+
+def _obstacles(
+    conversion: Conversion,
+    finals: Sequence[Path],
+    sizes: Sequence[tuple[Path, int]],
+    wanted: Wanted,
+    *,
+    dry_run: bool,
+) -> tuple[Finding, ...]:
+    """Refuses names that cannot be given; a dry run goes on where only force or room is lacking, and says so."""
+    findings: tuple[Finding, ...] = ()
+    for final in finals:
+        try:
+            check_target(final, (), overwrite=wanted.force)
+        except UsageError as problem:
+            if not dry_run or problem.code != "output_exists":
+                raise
+            findings += (warning(problem.code, str(problem)),)
+        check_no_source(final, (conversion.folder, wanted.lora))
+    if dry_run:
+        try:
+            check_space(sizes)
+        except ResourceError as problem:
+            findings += (warning(problem.code, str(problem)),)
+    return findings

@@ -237,8 +237,12 @@ def write_extension(
     dry_run: bool = False,
     jobs: int = 0,
     progress: Progress = lambda _: None,
+    beside: Sequence[tuple[Path, Path]] = (),
 ) -> Outcome:
-    """Writes all parts and gives them their names together; on a dry run only checks that it could."""
+    """Writes all parts and gives them their names together; on a dry run only checks that it could.
+
+    `beside`: names of finished files, and where these are now: they take their names with the parts.
+    """
     began = time.monotonic()
     sources = [part.path for part in extension.before.model.parts]
     finals = sources if in_place else _finals(output or default_output(extension), len(sources))
@@ -264,6 +268,8 @@ def write_extension(
             if in_place and how != "kept":
                 stage.keep_mode(final, source)
             outputs.append((final, _new_size(extension, i), how))
+        for name, made in beside:
+            stage.adopt(name, made)
     return Outcome(extension, tuple(outputs), time.monotonic() - began, findings + _told(outputs, extension))
 
 

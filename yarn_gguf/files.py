@@ -46,3 +46,9 @@ def open_regular(path: Path, wanted: str = "a GGUF file") -> BinaryIO:
     if not regular:
         raise InputError(f"is not a regular file; give {wanted}", file=path, code="not_regular")
     return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def changed(path: Path) -> ResourceError:
+    """What is raised when a file is no longer the one that it was."""
+    text = "changed while it was read; run again when nothing writes to it"
+    return ResourceError(text, file=path, code="input_changed")

@@ -54,7 +54,8 @@ def _scaling(facts: Facts, tensors: Tensors) -> Scaling:
     magnitude = 1.0 if facts.attn_factor is None else facts.attn_factor
     original = facts.original_context or facts.context_length
     if tensors.long_factors is not None and tensors.short_factors is not None:
-        return LongRope(tensors.short_factors, tensors.long_factors, original, max(factor, 1.0), magnitude)
+        reach = facts.factor or facts.context_length / original  # the published files say no factor
+        return LongRope(tensors.short_factors, tensors.long_factors, original, max(reach, 1.0), magnitude)
     if GRAPHS[facts.arch].magnitude is Magnitude.GROK:  # whatever its keys say is what is computed
         return full_scaling(facts, Runtime.STOCK, magnitudes(facts)[0])
     if kind == "yarn" and GRAPHS[facts.arch].yarn:

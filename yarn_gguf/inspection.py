@@ -44,7 +44,7 @@ from yarn_gguf.metadata import (
     Facts,
     read_facts,
 )
-from yarn_gguf.provenance import PREFIX, besides_folded, folded_magnitude
+from yarn_gguf.provenance import PREFIX, RESTORE, besides_folded, folded_magnitude
 
 EMBEDDING: Final = "token_embd.weight"
 
@@ -265,4 +265,5 @@ def _file_notes(model: Model) -> Iterator[Finding]:
         yield note("folded", text)
     version = model.first.get(PREFIX + "version")
     if version is not None:
-        yield note("extended", f"extended by yarn-gguf {version}; `extend --restore` undoes it")
+        undone = "; `extend --restore` undoes it" if model.first.get(RESTORE) is not None else ""
+        yield note("extended", f"written by yarn-gguf {version}{undone}")

@@ -26,6 +26,7 @@ from yarn_gguf.rope import (
     yarn_magnitude,
 )
 
+LONGEST: Final = 1 << 62
 T = TypeVar("T")
 Method = Literal["yarn", "linear", "ntk", "ntk-by-parts", "none"]
 METHODS: Final[tuple[Method, ...]] = ("yarn", "linear", "ntk", "ntk-by-parts", "none")
@@ -123,7 +124,7 @@ def resolve(own: Intent, options: RopeOptions) -> Resolved:
         raise InputError(f"is scaled with {own.method}: {why}", code="no_basis")
     original = _original(own, options)
     method, factor = _method(own, options), _factor(own, options, original)
-    context = options.ctx or round(factor * original)
+    context = options.ctx or _reach(factor, original)
     try:
         scaling, notes = _scaling(own, options, method, factor, original)
         rope = replace(own.rope, scaling=scaling)
@@ -135,7 +136,20 @@ def resolve(own: Intent, options: RopeOptions) -> Resolved:
         notes += (
             f"the model's frequencies are already rescaled (llama3 or baked); {method} is applied on top of them",
         )
+    if method != "none" and context < own.context:
+        notes += (f"a context of {context} is shorter than the model's own of {own.context}; {_same(own)}",)
     return Resolved(Intent(rope, original, original if method == "none" else context), notes)
+
+
+def _same(own: Intent) -> str:
+    """What keeps the model's own context."""
+    return f"--ctx {own.context} keeps it (a factor counts from the original context)"
+
+
+def _reach(factor: float, original: int) -> int:
+    if factor * original > LONGEST:
+        raise UsageError(f"--factor {factor:g} over {original} is more than can be counted", code="bad_rope")
+    return round(factor * original)
 
 
 def _original(own: Intent, options: RopeOptions) -> int:
@@ -202,7 +216,9 @@ def _scaling(
         _refuse_unused(options, method, ("beta_fast", "beta_slow", "truncate"))
         return ramp, ()
     attention, notes = _attention(own, options, factor)
-    if (options.mscale is None) != (options.mscale_all_dim is None) and not (old.mscale and old.mscale_all_dim):
+    if options.attention_factor is not None and (options.mscale, options.mscale_all_dim) != (None, None):
+        notes += ("--attention-factor decides: --mscale and --mscale-all-dim do not change it, as in transformers",)
+    elif (options.mscale is None) != (options.mscale_all_dim is None) and not (old.mscale and old.mscale_all_dim):
         notes += (
             "one of --mscale and --mscale-all-dim alone leaves the attention factor as it is, as in transformers",
         )

@@ -169,7 +169,7 @@ def renamed(group: Group, **fields: str) -> Group:
 
 
 def has_experts(h: Hyperparameters, i: int) -> bool:
-    return i >= (h.get("first_k_dense_replace") or 0)
+    return i >= (h.size("first_k_dense_replace") if h.get("first_k_dense_replace") is not None else 0)
 
 
 def is_dense(h: Hyperparameters, i: int) -> bool:

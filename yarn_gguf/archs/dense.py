@@ -274,7 +274,7 @@ def _value_length(h: Hyperparameters) -> int | None:
 def _feed_forward(h: Hyperparameters) -> int:
     """What LFM2's class makes of the size in the config."""
     size = int(h.get("block_ff_dim") or h.size("intermediate_size"))
-    factor, step = h.get("block_ffn_dim_multiplier"), h.size("block_multiple_of")
+    factor, step = h.get("block_ffn_dim_multiplier"), max(h.size("block_multiple_of"), 1)
     if not h.get("block_auto_adjust_ff_dim"):
         return size
     size = int(2 * size / 3)

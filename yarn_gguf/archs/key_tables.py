@@ -9,14 +9,18 @@ checkpoint's tensors is `from_layers`. Keys of RoPE scaling are not here: `encod
 
 from __future__ import annotations
 
+import json
+import math
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
 from yarn_gguf.archs.transforms import as_numbers
 from yarn_gguf.checkpoint.weights import Weight
+from yarn_gguf.config.fields import shown
 from yarn_gguf.config.hyperparameters import Hyperparameters
 from yarn_gguf.gguf_file.format import ValueType
 from yarn_gguf.gguf_file.header import Entry, array_entry, entry
@@ -76,7 +80,8 @@ def _key(words: list[str]) -> Key:
 
 def _value(source: str, kind: ValueType) -> Value:
     if source.startswith('"'):
-        constant = {"true": True, "false": False}.get(source.strip('"'), source.strip('"'))
+        text = source.strip('"')
+        constant = text if kind is ValueType.STRING else json.loads(text)
         return lambda h: constant
     if (kind is ValueType.UINT32 and any(sign in source for sign in "*+")) or source in _SIZES:
         return lambda h: h.size(source)
@@ -114,15 +119,23 @@ def _found(key: Key, h: Hyperparameters, weights: Weights) -> Any:
 
 
 def _entry(name: str, kind: ValueType, value: Any, h: Hyperparameters) -> Entry:
-    convert = _PYTHON[kind]
     try:
         if isinstance(value, list | tuple):
-            return array_entry(name, ValueType.INT32 if kind is ValueType.UINT32 else kind, [convert(v) for v in value])
-        return entry(name, kind, convert(value))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise h.fail(f"{name} cannot be {str(value)[:40]!r}: {error}") from error
-    except Exception as error:  # struct.error is no ValueError
-        raise h.fail(f"{name} cannot be {str(value)[:40]!r}: {error}") from error
+            items = [_converted(kind, each) for each in value]
+            return array_entry(name, ValueType.INT32 if kind is ValueType.UINT32 else kind, items)
+        return entry(name, kind, _converted(kind, value))
+    except (TypeError, ValueError, OverflowError, struct.error) as error:
+        raise h.fail(f"{shown(value)} cannot be {name}: {error}") from error
+
+
+def _converted(kind: ValueType, value: Any) -> Any:
+    """The value as its key stores it; what would be cut or guessed at is refused."""
+    converted = _PYTHON[kind](value)
+    if kind is ValueType.UINT32 and (isinstance(value, str | bool) or converted != value):
+        raise ValueError("a whole number is needed")
+    if kind is ValueType.FLOAT32 and (isinstance(value, str | bool) or not math.isfinite(converted)):
+        raise ValueError("a number is needed")
+    return converted
 
 
 def _head_count_kv(h: Hyperparameters) -> int | None:
@@ -190,10 +203,6 @@ def _unusual_base(h: Hyperparameters) -> float | None:
 
 # upstream's converter drops the base of these, which is right where it is the one that llama.cpp takes anyway
 SILENT_BASE: Final = without(ALL, "rope.freq_base") + computed("rope.freq_base", "f32", _unusual_base)
-
-
-def file_type(number: int) -> Iterator[Entry]:
-    yield entry("general.file_type", ValueType.UINT32, number)
 
 
 def typed_entry(name: str, value: Any) -> Entry:

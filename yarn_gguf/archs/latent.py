@@ -55,7 +55,7 @@ _DEEPSEEK: Final = (
 
 
 def _first_dense(h: Hyperparameters) -> int:
-    return int(h.get("first_k_dense_replace") or 0)
+    return h.size("first_k_dense_replace") if h.get("first_k_dense_replace") is not None else 0
 
 
 _KEYS: Final = (

@@ -43,8 +43,7 @@ def _listed(h: Hyperparameters, i: int) -> bool:
     """By the file's list; without one, all but the first (or the first so many)."""
     kinds = h.config.raw.get("mlp_layer_types")
     if kinds is None or i >= h.config.layers:
-        first = h.get("first_k_dense_replace")
-        return i >= (1 if first is None else first)
+        return i >= (1 if h.get("first_k_dense_replace") is None else h.size("first_k_dense_replace"))
     if not isinstance(kinds, list) or len(kinds) != h.config.layers:
         raise h.fail(f"mlp_layer_types is no list of {h.config.layers} names")
     return bool(kinds[i] == "sparse")

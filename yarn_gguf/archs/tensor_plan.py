@@ -22,6 +22,7 @@ from yarn_gguf.errors import InputError
 from yarn_gguf.gguf_file.format import TENSOR_TYPES
 
 NUMBERS: Final = {kind.name: number for number, kind in TENSOR_TYPES.items()}
+MOST_MISSING: Final = 10_000  # from here on nobody needs to know them all
 LISTED: Final = 12  # of each kind of fault, in one line
 MXFP4: Final = "MXFP4"
 # what has the same name in every architecture and stays float32, besides vectors and norms, in upstream's converter
@@ -80,18 +81,21 @@ def _lines(row: Row, h: Hyperparameters, weights: Mapping[str, Weight]) -> Itera
 def _is_there(group: Group, h: Hyperparameters, weights: Mapping[str, Weight]) -> bool:
     """Whether the first tensor of a group is in the checkpoint."""
     for line, i in group.each(h):
-        names = _expanded(line.sources[0], i, h)
+        names = _expanded(line.sources[0], i, h, len(weights))
         return bool(names) and names[0] in weights
     return True
 
 
-def _expanded(source: str, layer: int, h: Hyperparameters) -> list[str]:
-    """The names that a source of a table stands for."""
+def _expanded(source: str, layer: int, h: Hyperparameters, most: int) -> list[str]:
+    """The names that a source of a table stands for, where the checkpoint can have as many tensors."""
     name = source.replace("{i}", str(layer))
     match = _COUNT.search(name)
     if match is None:
         return [name]
-    return [name[: match.start()] + str(n) + name[match.end() :] for n in range(h.size(match[1]))]
+    count = h.size(match[1])
+    if count > most:
+        raise h.fail(f"{match[1]} is {count}, but the checkpoint has {most} tensors in all")
+    return [name[: match.start()] + str(n) + name[match.end() :] for n in range(count)]
 
 
 @dataclass
@@ -106,7 +110,7 @@ class _Planner:
     misshapen: list[str] = field(default_factory=list)
 
     def planned(self, line: Line, layer: int) -> Iterator[Planned]:
-        columns = [_expanded(source, layer, self.h) for source in line.sources]
+        columns = [_expanded(source, layer, self.h, len(self.weights)) for source in line.sources]
         shape = tuple(self.h.size(axis) for axis in line.shape)
         steps = [
             [self.weight(name, shape, first=i == 0) for i, name in enumerate(row)] for row in zip(*columns, strict=True)
@@ -141,6 +145,8 @@ class _Planner:
         weight = self.weights.get(name)
         if weight is None:
             self.missing.append(name)
+            if len(self.missing) > MOST_MISSING:
+                self.refuse_faults()
         elif first and weight.shape != shape:
             self.misshapen.append(f"{name} is {_text(weight.shape)}, {_text(shape)} expected")
             return None

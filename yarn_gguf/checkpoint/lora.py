@@ -23,18 +23,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from yarn_gguf.checkpoint.safetensors_file import read_header, strict_json
+from yarn_gguf.checkpoint.safetensors_file import read_header
 from yarn_gguf.checkpoint.shards import some
 from yarn_gguf.checkpoint.stored import Array, Files, Source, Stored, as_float32, source
 from yarn_gguf.checkpoint.weights import AS_THEY_ARE, Weight
-from yarn_gguf.config.fields import Fields, Json, shown
+from yarn_gguf.config.fields import Fields, shown
 from yarn_gguf.errors import InputError
-from yarn_gguf.files import open_regular
+from yarn_gguf.json_file import json_object, read_bounded
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
@@ -356,20 +356,8 @@ def _matching(module: str, patterns: Fields) -> str | None:
 
 
 def _config(path: Path) -> Fields:
-    with open_regular(path, "the folder of a PEFT adapter") as file:
-        text = file.read(LARGEST_CONFIG + 1)
-    if len(text) > LARGEST_CONFIG:
-        raise InputError(
-            f"is larger than {LARGEST_CONFIG >> 20} MiB, which no adapter's is", file=path, code="bad_config"
-        )
-    try:
-        whole: Any = strict_json(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"is not JSON: {error or 'too deep'}", file=path, code="bad_config") from error
-    if not isinstance(whole, dict):
-        raise InputError(f"holds a JSON {type(whole).__name__}, not an object", file=path, code="bad_config")
-    values: Json = whole
-    return Fields(values, path, [])
+    text = read_bounded(path, LARGEST_CONFIG, "the folder of a PEFT adapter", "bad_config")
+    return Fields(json_object(text, path, "bad_config"), path, [])
 
 
 def _refuse(config: Fields) -> None:

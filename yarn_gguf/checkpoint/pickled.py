@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from yarn_gguf.checkpoint.stored import Stored, changed
+from yarn_gguf.checkpoint.stored import Stored
 from yarn_gguf.errors import ChildError, InputError
-from yarn_gguf.files import Stamp, open_regular, stamp_of
+from yarn_gguf.files import Stamp, changed, open_regular, stamp_of
 
 SECONDS: Final = 600.0
 REFUSED: Final = 3  # the child's exit code when it has a reason to tell

@@ -21,9 +21,9 @@ from typing import Any, BinaryIO, Final, NoReturn
 from yarn_gguf.checkpoint.stored import Stored
 from yarn_gguf.errors import InputError, about
 from yarn_gguf.files import Stamp, open_regular, stamp_of
+from yarn_gguf.json_file import LFS_POINTER
 
 LARGEST_HEADER: Final = 100_000_000  # the format's own limit
-LFS_POINTER: Final = b"version https://git-lfs"
 # bits of one element
 BITS: Final = {
     **dict.fromkeys(("F4",), 4),

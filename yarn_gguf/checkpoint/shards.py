@@ -20,11 +20,11 @@ from types import MappingProxyType
 from typing import Final
 
 from yarn_gguf.checkpoint.pickled import read_pickled
-from yarn_gguf.checkpoint.safetensors_file import LFS_POINTER, read_header, strict_json
+from yarn_gguf.checkpoint.safetensors_file import read_header, strict_json
 from yarn_gguf.checkpoint.stored import Stored as Stored
-from yarn_gguf.checkpoint.stored import changed
 from yarn_gguf.errors import InputError
-from yarn_gguf.files import open_regular, stamp_of
+from yarn_gguf.files import changed, open_regular, stamp_of
+from yarn_gguf.json_file import LFS_POINTER
 
 LARGEST_INDEX: Final = 100_000_000
 _NUMBERED: Final = re.compile(r"(?P<stem>.*)-(?P<part>\d{1,6})-of-(?P<parts>\d{1,6})")

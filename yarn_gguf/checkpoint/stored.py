@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yarn_gguf.errors import InputError, ResourceError
-from yarn_gguf.files import Stamp, open_regular, stamp_of
+from yarn_gguf.files import Stamp, changed, open_regular, stamp_of
 from yarn_gguf.gguf_file import fs
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -114,12 +114,6 @@ class Files:
                     raise changed(stored.file)
                 self._open[stored.file] = file, stored.stamp
             return self._open[stored.file][0].fileno()
-
-
-def changed(path: Path) -> ResourceError:
-    return ResourceError(
-        "changed while it was read; run again when nothing writes to it", file=path, code="input_changed"
-    )
 
 
 def _fill(fd: int, out: memoryview, offset: int, path: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, Final, NoReturn
 
@@ -21,10 +21,10 @@ from yarn_gguf.cli.inspect import inspect
 from yarn_gguf.cli.options import Asked
 from yarn_gguf.cli.render import print_json
 from yarn_gguf.errors import ResourceError, UsageError, YarnGgufError
+from yarn_gguf.process import SIGNALS, farewell, hold_streams, on_signals
 
 BUG: Final = 70
 SIGPIPE: Final = 13  # not in `signal` on Windows
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Stopped(BaseException):
@@ -35,7 +35,31 @@ class Stopped(BaseException):
         self.number = number
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Unread(Exception):
+    """Whoever read our output has gone. Not an OSError: click would end the program itself, with another code."""
+
+
+@contextlib.contextmanager
+def _reader_wanted() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise Unread from error
+
+
+class _Group(click.Group):
+    """Commands whose broken pipes get past click."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _reader_wanted():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _reader_wanted():
+            return super().invoke(ctx)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="yarn-gguf")
 def cli() -> None:
     """Give a GGUF model a longer context with YaRN, and prove that it did.
@@ -51,11 +75,10 @@ cli.add_command(inspect)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The console script."""
+    """The command line, once all of it is loaded."""
     args = list(sys.argv[1:] if arguments is None else arguments)
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # what `nohup` or a shell has us ignore, we ignore
-            signal.signal(number, _stop)
+    hold_streams()
+    on_signals(_stop)
     sys.exit(_run(args))
 
 
@@ -69,9 +92,9 @@ def _run(args: list[str]) -> int:
     """Runs a command; whatever comes out of it becomes one line and an exit code."""
     asked = Asked()
     try:
-        result: Any = cli.main(args, prog_name="yarn-gguf", standalone_mode=False, obj=asked)
+        code: Any = cli.main(args, prog_name="yarn-gguf", standalone_mode=False, obj=asked)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, Unread):
         _silence_stdout()
         return 128 + SIGPIPE
     except (KeyboardInterrupt, click.Abort):
@@ -80,7 +103,7 @@ def _run(args: list[str]) -> int:
         return _stopped(stopped.number)
     except Exception as error:  # noqa: BLE001 - told apart by `_told`
         return _fail(error, as_json=_wants_json(asked, args))
-    return result if isinstance(result, int) else 0
+    return code if isinstance(code, int) else 0
 
 
 def _wants_json(asked: Asked, args: Sequence[str]) -> bool:
@@ -107,7 +130,7 @@ def _told(error: Exception) -> YarnGgufError | None:
 
 def _stopped(number: int) -> int:
     with contextlib.suppress(OSError):  # the terminal may be what has gone
-        click.echo(f"stopped by {signal.Signals(number).name}; no unfinished file was left behind", err=True)
+        click.echo(farewell(number), err=True)
     return 128 + number
 
 

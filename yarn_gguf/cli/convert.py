@@ -9,27 +9,30 @@ from pathlib import Path
 import click
 
 from yarn_gguf.checkpoint.hub import Located, locate
-from yarn_gguf.cli.conversions import conversion_document, other_document, print_conversion
-from yarn_gguf.cli.extend import print_extension
-from yarn_gguf.cli.options import GGUF_PATH, encoding_option, json_option, rope_options, size
-from yarn_gguf.cli.render import (
-    print_findings,
-    print_json,
-    print_rows,
-    progress_bar,
-    size_text,
+from yarn_gguf.cli.conversions import conversion_document, other_document, print_conversion, print_other
+from yarn_gguf.cli.options import (
+    GGUF_PATH,
+    OUTPUT_PATH,
+    encoding_option,
+    is_folder,
+    json_option,
+    rope_options,
+    size,
 )
-from yarn_gguf.conversion.hand_over import Unscaled, convert_elsewhere, convert_tower
+from yarn_gguf.cli.render import print_json, progress_bar, result
+from yarn_gguf.conversion.hand_over import companion, convert_elsewhere
 from yarn_gguf.conversion.wanted import OUTTYPES, Wanted
 from yarn_gguf.convert import Conversion, knows, output_name, planned, write_conversion
 from yarn_gguf.encoding import Encoding
-from yarn_gguf.errors import UsageError
+from yarn_gguf.errors import InputError, UsageError, about
 from yarn_gguf.intent import RopeOptions
 
 
 @click.command(short_help="Hugging Face checkpoint to GGUF, with the RoPE asked for.")
 @click.argument("checkpoint")
-@click.option("-o", "--output", type=GGUF_PATH, help="A file, or a folder for the default name.  [default: CHECKPOINT]")
+@click.option(
+    "-o", "--output", type=OUTPUT_PATH, help="A file, or a folder for the default name.  [default: CHECKPOINT]"
+)
 @click.option(
     "--outtype",
     type=click.Choice(OUTTYPES),
@@ -95,6 +98,10 @@ def convert(
     """
     if mmproj and converter is None:
         raise UsageError("--mmproj is done by another converter: name it with --converter", code="usage")
+    if no_vocab and (pre or skip_tokenizer_check):
+        text = "--no-vocab leaves nothing for --pre and --skip-tokenizer-check to be about"
+        raise UsageError(text, code="usage")
+    _check_source(checkpoint, download=download, revision=revision)
     located = locate(checkpoint, download=download, revision=revision, allow_pickle=allow_pickle)
     wanted = Wanted(
         rope,
@@ -115,10 +122,27 @@ def convert(
     run = _Run(located, wanted, output, jobs or 0, dry_run=dry_run, as_json=as_json)
     if converter is not None and not (mmproj and knows(located.folder)):
         _elsewhere(run, converter, mmproj=mmproj)
-        return
-    final = _here(run)
-    if mmproj and converter is not None and not dry_run:
-        _tower(run, converter, final)
+    else:
+        _here(run, converter)
+
+
+def _check_source(source: str, *, download: bool, revision: str | None) -> None:
+    """Says what somebody gave who did not give a checkpoint, and refuses what a folder has no use for."""
+    path = Path(source)
+    if not source:
+        raise UsageError("CHECKPOINT is empty; name a folder or org/name", code="usage")
+    if revision is not None and not revision.strip():
+        raise UsageError("--revision is empty; name a branch, tag or commit", code="usage")
+    if download and is_folder(path):
+        text = "--download fetches a repository of the hub, but this is a folder here"
+        raise UsageError(text, file=source, code="usage")
+    ggufs = sorted(path.glob("*.gguf")) if is_folder(path) and not (path / "config.json").exists() else []
+    for each in [path] if path.suffix == ".gguf" and _is_file(path) else ggufs[:1]:
+        text = "is a GGUF already, not a checkpoint; `yarn-gguf extend` gives it a longer context"
+        raise InputError(text, file=each, code="is_gguf")
+    if _is_file(path):
+        text = f"is a file; give the folder that it is in, {path.parent}"
+        raise InputError(text, file=source, code="not_a_folder")
 
 
 @dataclass(frozen=True)
@@ -131,6 +155,13 @@ class _Run:
     as_json: bool
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def _check_elsewhere(run: _Run) -> None:
     """Refuses what the other converter is not told."""
     wanted, usual = run.wanted, Wanted()
@@ -140,6 +171,8 @@ def _check_elsewhere(run: _Run) -> None:
         "--dry-run": run.dry_run,
         "--split-max-size": wanted.split != usual.split,
         "--pre": wanted.pre != usual.pre,
+        "--skip-tokenizer-check": not wanted.check_tokenizer,
+        "--allow-pickle": wanted.allow_pickle,
         "--no-vocab": not wanted.tokenizer,
         "--model-name": wanted.name != usual.name,
         "--check": wanted.check,
@@ -148,76 +181,80 @@ def _check_elsewhere(run: _Run) -> None:
         raise UsageError(f"--converter takes no {', '.join(refused)}", code="usage")
 
 
-def _here(run: _Run) -> Path:
-    """Our own conversion; returns the name of its first file."""
-    with planned(run.located.folder, run.wanted) as conversion:
-        final = _final(run.output, run.located, conversion)
+def _here(run: _Run, converter: Path | None) -> None:
+    """Our own conversion; the other converter makes the vision tower, if there is one."""
+    folder, wanted = run.located.folder, run.wanted
+    with about(folder), planned(folder, wanted) as conversion:
+        if wanted.encoding != "auto" and conversion.written.encoded is None:
+            text = f"--encoding {wanted.encoding}, but nothing is scaled; give --factor or --ctx"
+            raise UsageError(text, code="nothing_to_encode")
+        final = _final(run, conversion)
+        tower = None if converter is None else companion(converter, folder, final, wanted.outtype)
         with progress_bar(conversion.bytes, hidden=run.as_json or run.dry_run) as progress:
             outcome = write_conversion(
-                conversion, final, wanted=run.wanted, dry_run=run.dry_run, jobs=run.jobs, progress=progress
+                conversion,
+                final,
+                wanted=wanted,
+                companion=tower,
+                dry_run=run.dry_run,
+                jobs=run.jobs,
+                progress=progress,
             )
-    if run.as_json:
-        print_json(conversion_document(outcome, dry_run=run.dry_run))
-    else:
-        print_conversion(outcome, dry_run=run.dry_run, jobs=run.jobs)
-    return final
+    written = [] if run.dry_run else [outcome.outputs[0][0], *(each.path for each in outcome.beside)]
+    with result(*written):
+        if run.as_json:
+            print_json(conversion_document(outcome, dry_run=run.dry_run))
+        else:
+            print_conversion(outcome, _called(converter), dry_run=run.dry_run, jobs=run.jobs)
+
+
+def _called(converter: Path | None) -> str:
+    return "" if converter is None else converter.name
 
 
 def _elsewhere(run: _Run, converter: Path, *, mmproj: bool) -> None:
     """The other converter's file, extended."""
     _check_elsewhere(run)
-    began = time.monotonic()
-    outcome = convert_elsewhere(
-        converter, run.located.folder, lambda suffix: _named(run, suffix), run.wanted, jobs=run.jobs
+    began, folder = time.monotonic(), run.located.folder
+    done = convert_elsewhere(
+        converter, folder, lambda kind, suffix: _named(run, kind, suffix), run.wanted, mmproj=mmproj, jobs=run.jobs
     )
     seconds = time.monotonic() - began
-    if run.as_json:
-        print_json({**other_document(outcome), "seconds": seconds})
-    elif isinstance(outcome, Unscaled):
-        print_rows(run.located.folder.resolve().name, [("wrote", f"{outcome.path}, by {converter.name}, unscaled")])
-        print_findings(outcome.findings)
-    else:
-        print_extension(outcome, dry_run=False)
-    if mmproj:
-        _tower(run, converter, _named(run, ""))
+    with result(done.path, *(each.path for each in done.beside)):
+        if run.as_json:
+            print_json({**other_document(done), "seconds": seconds})
+        else:
+            print_other(done, _name(run.located), converter.name)
 
 
-def _named(run: _Run, suffix: str) -> Path:
-    """The output of the other converter, by the folder's name where none was given."""
+def _name(located: Located) -> str:
+    """What a checkpoint is called."""
+    whole = located.folder.resolve().name if located.repository is None else located.repository
+    return whole.rpartition("/")[2]
+
+
+def _named(run: _Run, kind: str, suffix: str) -> Path:
+    """The output of the other converter, by the checkpoint's name where none was given."""
     output = run.output or (run.located.folder if run.located.repository is None else Path())
-    if _is_folder(output):
-        name = run.located.folder.resolve().name if run.located.repository is None else run.located.repository
-        return output / f"{name.rpartition('/')[2]}-{run.wanted.outtype.upper()}{suffix}.gguf"
-    return output
-
-
-def _tower(run: _Run, converter: Path, final: Path) -> None:
-    made = final.with_name(f"mmproj-{final.name}")
-    convert_tower(converter, run.located.folder, made, run.wanted.outtype, force=run.wanted.force)
-    if not run.as_json:
-        print_rows(made.name, [("wrote", f"{made}, {size_text(made.stat().st_size)}, by {converter.name}")])
+    if is_folder(output):
+        return output / f"{_name(run.located)}-{kind.upper()}{suffix}.gguf"
+    if not output.name:
+        raise UsageError("names no file", file=output, code="usage")
+    return output.with_name(_templated(output.name, kind))
 
 
 def _origin(located: Located) -> tuple[str, str] | None:
     return None if located.repository is None else (located.repository, located.revision or "")
 
 
-def _final(output: Path | None, located: Located, conversion: Conversion) -> Path:
+def _final(run: _Run, conversion: Conversion) -> Path:
     """Beside the checkpoint, as upstream has it; what comes from the hub's cache goes to the current folder."""
-    if output is None:
-        output = located.folder if located.repository is None else Path()
-    if _is_folder(output):
-        return output / output_name(conversion)
+    output = run.output or (run.located.folder if run.located.repository is None else Path())
+    if is_folder(output):
+        return output / output_name(conversion, run.wanted)
     if not output.name:
         raise UsageError("names no file", file=output, code="usage")
     return output.with_name(_templated(output.name, conversion.outtype))
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a name that is too long, which `check_target` has a word for
-        return False
 
 
 def _templated(name: str, outtype: str) -> str:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from yarn_gguf.before import read_before
-from yarn_gguf.cli.options import GGUF_PATH, encoding_option, json_option, rope_options, strict_option
+from yarn_gguf.cli.options import (
+    GGUF_PATH,
+    OUTPUT_PATH,
+    encoding_option,
+    json_option,
+    rope_options,
+    strict_option,
+)
 from yarn_gguf.cli.render import (
     findings_json,
     print_findings,
     print_json,
     print_rows,
     progress_bar,
+    result,
     rope_json,
     rope_text,
-    size_text,
 )
 from yarn_gguf.encoding import Encoded, Encoding
 from yarn_gguf.errors import UsageError
@@ -29,11 +37,14 @@ from yarn_gguf.extend import (
     write_extension,
 )
 from yarn_gguf.intent import RopeOptions
+from yarn_gguf.sizes import size_text
 
 
 @click.command(short_help="Give a GGUF a longer context, or take it back.")
 @click.argument("source", metavar="IN", type=GGUF_PATH)
-@click.option("-o", "--output", type=GGUF_PATH, help="Where to write.  [default: IN-yarn8x.gguf, by method and factor]")
+@click.option(
+    "-o", "--output", type=OUTPUT_PATH, help="Where to write.  [default: IN-yarn8x.gguf, by method and factor]"
+)
 @click.option("--in-place", is_flag=True, help="Replace IN, in one step once the new file is complete.")
 @rope_options
 @encoding_option
@@ -83,10 +94,11 @@ def extend(
             jobs=jobs or 0,
             progress=progress,
         )
-    if as_json:
-        print_json(extension_document(outcome, dry_run=dry_run))
-    else:
-        print_extension(outcome, dry_run=dry_run)
+    with result(*[] if dry_run else [outcome.outputs[0][0]]):
+        if as_json:
+            print_json(extension_document(outcome, dry_run=dry_run))
+        else:
+            print_extension(outcome, dry_run=dry_run)
 
 
 def extension_document(outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
@@ -118,7 +130,10 @@ def _exact(encoded: Encoded | None) -> dict[str, bool] | None:
     return None if encoded is None else {"stock": encoded.stock.exact, "patched": encoded.patched.exact}
 
 
-def print_extension(outcome: Outcome, *, dry_run: bool) -> None:
+def print_extension(
+    outcome: Outcome, *, dry_run: bool, name: str | None = None, more: Sequence[tuple[str, str]] = ()
+) -> None:
+    """`name`: of the model, in place of the input's; `more`: rows behind those of the file."""
     extension = outcome.extension
     model, facts = extension.before.model, extension.before.facts
     path, _, how = outcome.outputs[0]
@@ -135,8 +150,10 @@ def print_extension(outcome: Outcome, *, dry_run: bool) -> None:
         rows = [*rows, ("is", rope_text(extension.intent)), ("encoding", _encoding_text(extension.encoded))]
     else:
         rows.append(("restored", "byte-identical header" if extension.identical else "original settings"))
-    rows.append(("would be" if dry_run else "wrote", done))
-    title = f"{model.path.name}  {facts.arch}, {facts.layers} layers, {main_type(model)}, {size_text(model.bytes)}"
+    rows += [("would be" if dry_run else "wrote", done), *more]
+    title = (
+        f"{name or model.path.name}  {facts.arch}, {facts.layers} layers, {main_type(model)}, {size_text(model.bytes)}"
+    )
     print_rows(title, rows)
     print_findings(outcome.findings)
 

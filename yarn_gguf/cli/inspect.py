@@ -15,15 +15,16 @@ from yarn_gguf.cli.render import (
     print_json,
     print_rows,
     print_verdict,
+    result,
     rope_json,
     rope_text,
-    size_text,
 )
 from yarn_gguf.effective import LayerClass, LayerRope, Runtime
 from yarn_gguf.extend import main_type
 from yarn_gguf.inspection import Inspection, inspect_gguf
 from yarn_gguf.intent import RopeOptions
 from yarn_gguf.plot import Picture, check_plot_name, plot_rope
+from yarn_gguf.sizes import size_text
 
 
 @click.command(short_help="Say what RoPE a model will really get, and what is wrong with it.")
@@ -56,10 +57,11 @@ def inspect(path: Path, rope: RopeOptions, runtime: str, plot: Path | None, stri
     found = inspect_gguf(path, rope, strict=strict)
     if plot is not None:
         plot_rope(_picture(found, Runtime(runtime)), plot)
-    if as_json:
-        print_json(_document(found))
-    else:
-        _print(found, Runtime(runtime), plot)
+    with result(*[] if plot is None else [plot]):
+        if as_json:
+            print_json(_document(found))
+        else:
+            _print(found, Runtime(runtime), plot)
 
 
 def _inspect_checkpoint(path: Path, rope: RopeOptions, plot: Path | None, as_json: bool) -> None:
@@ -69,9 +71,14 @@ def _inspect_checkpoint(path: Path, rope: RopeOptions, plot: Path | None, as_jso
     text = f"llama3 scaling, context {intent.context}" if plain_llama3 else rope_text(intent)
     if plot is not None:
         plot_rope(Picture(f"{name}: {text}", found.rope_at_context, intent.original, intent.context), plot)
-    if as_json:
-        print_json(_checkpoint_document(found))
-        return
+    with result(*[] if plot is None else [plot]):
+        if as_json:
+            print_json(_checkpoint_document(found))
+        else:
+            _print_checkpoint(found, name, text, plot)
+
+
+def _print_checkpoint(found: CheckpointInspection, name: str, text: str, plot: Path | None) -> None:
     title = f"{name}  {found.arch}, {found.config.layers} layers"
     rows = [("asks for", f"{text}  (by {found.source})")]
     rows += [("layers", _layer_text(rope, None)) for rope in found.layers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from yarn_gguf.encoding import ENCODINGS
+from yarn_gguf.errors import UsageError
 from yarn_gguf.intent import METHODS, RopeOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,7 +59,27 @@ class _Name(click.Path):
         return super().convert(value, param, ctx)
 
 
+class _Output(_Name):
+    """A path that is written to; one that ends like a folder must be one, as `pathlib` drops the slash."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if isinstance(value, str) and value.endswith(_FOLDER_ENDS) and not is_folder(found):
+            text = "is a file, not a folder" if found.is_file() else "its folder does not exist; create it first"
+            raise UsageError(text, file=value, code="no_folder")
+        return found
+
+
+def is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or has a NUL; what opens it has a word for that
+        return False
+
+
+_FOLDER_ENDS = tuple({end for sep in (os.sep, os.altsep) if sep for end in (sep, f"{sep}.")})
 GGUF_PATH = _Name(path_type=Path)
+OUTPUT_PATH = _Output(path_type=Path)
 
 _ROPE_OPTIONS = (
     click.option(

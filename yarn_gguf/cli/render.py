@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 import textwrap
@@ -16,7 +17,7 @@ from typing import Any
 
 import click
 
-from yarn_gguf.errors import printable
+from yarn_gguf.errors import ResourceError, printable
 from yarn_gguf.findings import Finding, Level
 from yarn_gguf.gguf_file.fill import Progress
 from yarn_gguf.intent import Intent
@@ -24,16 +25,6 @@ from yarn_gguf.rope import Llama3, Scaling
 
 SCHEMA = 1
 _COLOURS = {Level.ERROR: "red", Level.WARNING: "yellow", Level.NOTE: "blue"}
-
-
-def size_text(count: int) -> str:
-    """1234567 -> 1.2 MiB."""
-    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
-    for unit in units:
-        if value < 1024 or unit == units[-1]:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError("the last unit returns")
 
 
 def rope_text(intent: Intent) -> str:
@@ -94,6 +85,21 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@contextmanager
+def result(*written: object) -> Iterator[None]:
+    """A block that prints a result: should stdout not take it, that is said, and that `written` is there anyway."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        text = f"cannot be written: {error.strerror or error}"
+        if written:
+            text += f"; {', '.join(map(str, written))} {'were' if written[1:] else 'was'} written all the same"
+        raise ResourceError(text, file="<stdout>", code="stdout_failed") from error
+
+
 def print_rows(title: str, rows: Iterable[tuple[str, str]]) -> None:
     """A title and lines of `name  text`, wrapped to the terminal."""
     click.echo(click.style(printable(title), bold=True))
@@ -110,6 +116,19 @@ def print_findings(findings: Iterable[Finding]) -> None:
 def print_verdict(text: str, *, sound: bool) -> None:
     lines = textwrap.wrap(f"{'✓' if sound else '✗'} {printable(text)}", _width(), subsequent_indent="  ")
     click.echo(click.style("\n".join(lines), fg="green" if sound else "red", bold=True))
+
+
+def shortened(text: str, width: int) -> str:
+    """At most `width` characters, the middle left out."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}" if width > 1 else ""
+
+
+def line_width() -> int | None:
+    """How long a line of a table may be; None for what is no terminal, and has all."""
+    return _width() if sys.stdout.isatty() or "COLUMNS" in os.environ else None
 
 
 def _width() -> int:

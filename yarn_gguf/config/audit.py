@@ -11,15 +11,16 @@ from collections.abc import Iterator, Mapping
 
 from yarn_gguf.config.audit_checks import CHECKS, Model
 from yarn_gguf.config.audit_keys import EXTRA, Keys
-from yarn_gguf.config.audit_tables import LEFTOVERS, ROWS, USUAL, Check, Only, Rule
+from yarn_gguf.config.audit_tables import OF_ALL, ROWS, USUAL, Check, Only, Rule
 from yarn_gguf.config.fields import shown
-from yarn_gguf.config.hyperparameters import class_defaults
+from yarn_gguf.config.hyperparameters import Hyperparameters, class_defaults
+from yarn_gguf.config.leftovers import UNCOMPUTED, says_nothing
 from yarn_gguf.config.model_config import ModelConfig
-from yarn_gguf.findings import Finding, error, note
+from yarn_gguf.findings import Finding, error, note, warning
 
 
 def audit(config: ModelConfig, hf_class: str, context: int | None = None) -> tuple[Finding, ...]:
-    """Errors `not_honoured`, each naming its field; notes on fields that nobody reads.
+    """Errors `not_honoured`, each naming its field; notes on fields that nobody reads, a warning if it matters.
 
     `context` is how many tokens the converted model is for, if not what the config says: a window above it is none.
     """
@@ -28,7 +29,7 @@ def audit(config: ModelConfig, hf_class: str, context: int | None = None) -> tup
         return (error("not_audited", f"nobody has compared the config of {config.model_type} with llama.cpp's graph"),)
     model = Model(config, context or config.max_position_embeddings)
     found = [problem for name, rule in rules.items() for problem in _problems(model, name, rule, hf_class)]
-    return (*found, *_unknown(config, rules))
+    return (*found, *_uncomputed(config), *_unknown(model, rules))
 
 
 def rules_of(model_type: str) -> Mapping[str, Rule]:
@@ -36,7 +37,7 @@ def rules_of(model_type: str) -> Mapping[str, Rule]:
     if model_type not in ROWS:
         return {}
     row = ROWS[model_type]
-    names = dict.fromkeys((*class_defaults()[model_type], *row, "is_causal"))
+    names = dict.fromkeys((*class_defaults()[model_type], *row, *OF_ALL))
     return {name: row[name] if name in row else USUAL[name] for name in names}
 
 
@@ -58,14 +59,25 @@ def _problems(model: Model, name: str, rule: Rule, hf_class: str) -> Iterator[Fi
     elif isinstance(rule, Check):
         instead = CHECKS[rule.name](model)
     if instead:
-        text = f"{name} is {shown(model.get(name))}, but llama.cpp's graph for {hf_class} {instead}"
+        source = "" if Hyperparameters(model.config).states(name) else " (not in the file: the class's default)"
+        text = f"{name} is {shown(model.get(name))}{source}, but llama.cpp's graph for {hf_class} {instead}"
         yield error("not_honoured", text)
 
 
-def _unknown(config: ModelConfig, rules: Mapping[str, Rule]) -> Iterator[Finding]:
+def _uncomputed(config: ModelConfig) -> Iterator[Finding]:
+    for name, what in UNCOMPUTED.items():
+        if config.raw.get(name):
+            text = (
+                f"{name} asks for {what}, which neither transformers' class for {config.model_type} nor llama.cpp has"
+            )
+            yield warning("not_computed", f"{text}: beyond the length of training, both differ from what was published")
+
+
+def _unknown(model: Model, rules: Mapping[str, Rule]) -> Iterator[Finding]:
     """A field that transformers' class has not is without effect there, and so it is here."""
-    aliases = class_defaults()[config.model_type].get("_aliases") or {}
-    known = rules.keys() | USUAL.keys() | LEFTOVERS | aliases.keys()
-    if strange := sorted(name for name in config.raw.keys() - known if not name.startswith("_")):
+    config = model.config
+    known = rules.keys() | USUAL.keys() | UNCOMPUTED.keys() | Hyperparameters(config).other_names()
+    strange = [name for name in config.raw.keys() - known if not name.startswith("_")]
+    if strange := sorted(name for name in strange if not says_nothing(model, name)):
         text = f"{', '.join(strange)}: transformers' class for {config.model_type} reads no such field; left out"
         yield note("unknown_field", text)

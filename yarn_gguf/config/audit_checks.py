@@ -14,6 +14,7 @@ from yarn_gguf.config.families import FULL, SLIDING
 from yarn_gguf.config.hyperparameters import Hyperparameters
 from yarn_gguf.config.model_config import ModelConfig
 
+TOPK_METHODS: Final = ("greedy", "group_limited_greedy")
 LATENT_EPS: Final = 1e-5  # up to here, the norms that keep 1e-6 whatever the config says differ by less than noise
 
 
@@ -39,7 +40,8 @@ def _window_ignored(model: Model) -> str | None:
         return None
     also = [name for name in ("use_sliding_window", "max_window_layers", "layer_types") if model.get(name) is not None]
     where = f"{sliding} of {model.config.layers} layers slide{', by ' + ', '.join(also) if also else ''}"
-    return f"attends to all {model.context} tokens in every layer ({where}, beyond {window} tokens)"
+    exact = f"exact up to {window} tokens; beyond that every layer would see all {model.context}"
+    return f"knows no window: {exact} ({where})"
 
 
 def _heads_fill_hidden(model: Model) -> str | None:
@@ -137,11 +139,18 @@ def _experts_to_the_end(model: Model) -> str | None:
 
 def _small_sum(model: Model) -> str | None:
     """The weights of the chosen experts, at least 1/number of experts each, add up to more than that."""
-    return None if float(model.get("moe_norm_min")) <= 1e-6 else "divides by the sum of weights, however small"
+    return None if float(model.get("moe_norm_min") or 0) <= 1e-6 else "divides by the sum of weights, however small"
 
 
-def _groups_by_best_expert(model: Model) -> str | None:
-    """DeepSeek-V2 ranks groups of experts by the best of each, llama.cpp by the sum of the best two."""
+def _chosen_experts(model: Model) -> str | None:
+    """DeepSeek-V2 ranks groups of experts by the best of each, llama.cpp by the sum of the best two.
+
+    At any other method than the two that it knows, transformers' class breaks off.
+    """
+    if model.get("topk_method") not in TOPK_METHODS:
+        return (
+            f"always takes the best experts, and transformers' class knows no method but {' and '.join(TOPK_METHODS)}"
+        )
     if not limits_groups(model):
         return None
     return "ranks groups of experts by the sum of their best two, where transformers takes the best one (n_group)"
@@ -193,7 +202,7 @@ CHECKS: Final[Mapping[str, Callable[[Model], str | None]]] = {
     "some_layer_convolves": _some_layer_convolves,
     "experts_to_the_end": _experts_to_the_end,
     "small_sum": _small_sum,
-    "groups_by_best_expert": _groups_by_best_expert,
+    "chosen_experts": _chosen_experts,
     "sparse_layers": _sparse_layers,
     "dense_layers_first": _dense_layers_first,
 }

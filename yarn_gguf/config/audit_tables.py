@@ -43,6 +43,8 @@ class With:
 Rule: TypeAlias = Honoured | Harmless | Only | Check | With
 Rules: TypeAlias = Mapping[str, Rule]
 
+OF_ALL: Final = ("is_causal", "per_layer_config")  # transformers looks for them in the file of any class
+
 HONOURED: Final = Honoured()
 TRAINING: Final = Harmless("only training looks at it")
 RUNNING: Final = Harmless("says how transformers runs the model, or what it returns besides logits")
@@ -114,6 +116,7 @@ USUAL: Final[Rules] = {
         """,
     ),
     "is_causal": Only((True, None), "attends to earlier tokens only"),
+    "per_layer_config": Only((None, {}), "has the same settings in every layer"),
     "hidden_act": SILU,
     "attention_bias": _no_bias(ATTENTION),
     "mlp_bias": _no_bias(MLP),
@@ -247,7 +250,7 @@ ROWS: Final[Mapping[str, Rules]] = {
         **MLA,
         **SHARING,
         "norm_topk_prob": UNREAD,  # and llama.cpp does: `extra_keys` says no
-        "topk_method": Check("groups_by_best_expert"),
+        "topk_method": Check("chosen_experts"),
         **_all(With("topk_method"), "n_group topk_group"),
     },
     "deepseek_v3": {**SIGMOID, **MLA, **SHARING, **INTERLEAVED},
@@ -312,19 +315,3 @@ ROWS: Final[Mapping[str, Rules]] = {
         **_all(HONOURED, "conv_L_cache block_multiple_of block_ffn_dim_multiplier block_auto_adjust_ff_dim"),
     },
 }
-
-# Fields of a config.json that no class has and that say nothing about the numbers: not worth a note.
-LEFTOVERS: Final = frozenset(
-    """
-    text_config vision_config temperature top_p top_k typical_p do_sample num_beams num_beam_groups max_length
-    min_length max_new_tokens repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
-    early_stopping bad_words_ids begin_suppress_tokens suppress_tokens forced_bos_token_id forced_eos_token_id
-    diversity_penalty exponential_decay_length_penalty num_return_sequences output_scores remove_invalid_values
-    decoder_start_token_id sep_token_id unk_token_id mask_token_id cls_token_id image_token_id image_token_index
-    tokenizer_class prefix task_specific_params finetuning_task add_cross_attention cross_attention_hidden_size
-    tie_encoder_decoder tf_legacy_loss torchscript pruned_heads use_bfloat16 use_flash_attn use_flash_attention
-    attn_implementation _attn_implementation _attn_implementation_autoset _attn_implementation_internal
-    _commit_hash unsloth_fixed unsloth_version gradient_checkpointing use_mem_eff_path model_max_length
-    cache_implementation ep_size aux_loss_alpha seq_aux moe_layer_freq
-    """.split()  # noqa: SIM905  (sixty names in a list would be sixty lines)
-)

@@ -208,7 +208,9 @@ class Rules:
     layout: Layout = _all_alike
     rotation: Rotation = _attending
     adjust: Callable[[Fields], Json] = lambda model: {}
-    spelled: Mapping[str, str] = field(default_factory=dict)  # this class's name for a field → the usual one
+    spelled: Mapping[str, str] = field(
+        default_factory=dict
+    )  # a name for a field in this class → the usual one, which it replaces
     unread: tuple[str, ...] = ()  # fields that others look at, and this class does not
     no_rope: str | None = None
 
@@ -281,7 +283,10 @@ RULES: Final[Mapping[str, Rules]] = {
     "laguna": _each(full_attention={"rope_theta": 5e5, PARTIAL: 0.5}, sliding_attention={"rope_theta": 1e4}),
     "mellum": _each(full_attention={"rope_theta": 5e5}, sliding_attention={"rope_theta": 1e4}),
     "minimax_m2": Rules(partial=True, adjust=_rotary_dim),
-    "lfm2": Rules(layout=_some_convolve),
+    "lfm2": Rules(
+        layout=_some_convolve,
+        spelled={"tie_embedding": "tie_word_embeddings", "block_ff_dim": "intermediate_size"},
+    ),
     "gpt2": Rules(
         no_rope="learned positions",
         spelled={"n_layer": LAYERS, "n_embd": "hidden_size", "n_head": HEADS, "n_positions": LENGTH},

@@ -7,16 +7,26 @@ arithmetic; no tensors, no GGUF keys. The defaults lie in defaults.json, which a
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
+from yarn_gguf.config.families import RULES, Rules
 from yarn_gguf.config.fields import shown
 from yarn_gguf.config.model_config import ModelConfig
 from yarn_gguf.errors import InputError
 
 _ANYTHING: Final = ("_token_id", "_pattern")  # lists, or patterns spelled out
+_NEEDED: Final = ("_eps", "_epsilon")  # may not be null
+_KINDS: Final[dict[type, tuple[tuple[type, ...], str]]] = {
+    bool: ((bool, int), "true or false"),
+    int: ((int, float), "a number"),
+    float: ((int, float), "a number"),
+    list: ((list,), "a list"),
+}
 _FORBIDDEN: Final = 1 << 40  # no axis is as long
 
 
@@ -34,15 +44,15 @@ class Hyperparameters:
     config: ModelConfig
 
     def __post_init__(self) -> None:
-        """Numbers and switches must be some, where the class has one: they reach sizes and comparisons everywhere."""
+        """What is a number, a switch or a list in the class must be one: it reaches comparisons everywhere."""
         for name, value in self.config.raw.items():
-            default = self._class.get(name)
-            if value is None or name.endswith(_ANYTHING) or not isinstance(default, bool | int | float):
+            default = self._class.get(self._spelled.get(name, name))
+            if default is None or name.endswith(_ANYTHING) or (value is None and not name.endswith(_NEEDED)):
                 continue
-            wanted = (bool, int) if isinstance(default, bool) else (int, float)
-            if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
-                what = "true or false" if isinstance(default, bool) else "a number"
-                raise self.fail(f"{name} is {shown(value)}, {what} is needed")
+            kinds, wanted = _KINDS.get(type(default), ((), ""))
+            fits = isinstance(value, kinds) and (not isinstance(value, bool) or isinstance(default, bool))
+            if kinds and not (fits and (not isinstance(value, float) or math.isfinite(value))):
+                raise self.fail(f"{name} is {shown(value)}, {wanted} is needed")
 
     def get(self, *names: str) -> Any:
         """The first of these fields that says something; None where none does."""
@@ -52,16 +62,33 @@ class Hyperparameters:
     def _class(self) -> dict[str, Any]:
         return class_defaults().get(self.config.model_type, {})
 
+    @property
+    def _spelled(self) -> Mapping[str, str]:
+        return RULES.get(self.config.model_type, Rules()).spelled
+
+    def _names(self, name: str) -> list[str]:
+        """All that the class takes for this field, the one that comes before the others first."""
+        aliases: dict[str, str] = self._class.get("_aliases", {})
+        names = [own for own, usual in self._spelled.items() if usual == name]
+        names += [name, *(stored for usual, stored in aliases.items() if usual == name)]
+        return names + [usual for usual, stored in aliases.items() if stored == name]
+
     def _field(self, name: str) -> Any:
         """The file's value, under any name that the class has for the field; else the class's own."""
-        aliases: dict[str, str] = self._class.get("_aliases", {})
-        names = [name, *(stored for usual, stored in aliases.items() if usual == name)]
-        names += [usual for usual, stored in aliases.items() if stored == name]
+        names = self._names(name)
         for values in (self.config.raw, self._class):
             for each in names:
                 if each in values:
                     return values[each]
         return None
+
+    def states(self, name: str) -> bool:
+        """Whether the file itself has the field, under any name."""
+        return any(each in self.config.raw for each in self._names(name))
+
+    def other_names(self) -> set[str]:
+        """Names that the class takes for fields which are called otherwise."""
+        return {*self._spelled, *(self._class.get("_aliases") or {})}
 
     def has(self, name: str) -> bool:
         """Whether a condition of a table holds: `name`, `name=value`, or with `!` before it, the contrary."""
@@ -97,7 +124,7 @@ class Hyperparameters:
         derived = _DERIVED.get(name)
         value = self.get(name) if derived is None else getattr(self.config, derived)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise self.fail(f"{name} is {value!r}, a whole number is needed")
+            raise self.fail(f"{name} is {shown(value)}, a whole number is needed")
         return value
 
     def fail(self, text: str) -> InputError:

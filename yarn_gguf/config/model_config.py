@@ -10,7 +10,6 @@ one of the notes. A rope key that nobody knows is an error that names it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,15 +32,16 @@ from yarn_gguf.config.families import (
 from yarn_gguf.config.fields import HEADS, KV_HEADS, LENGTH, PARTIAL, Fields, Json, shown
 from yarn_gguf.config.ropes import BUILDERS, Entry, build, rope_type
 from yarn_gguf.errors import InputError
-from yarn_gguf.files import open_regular
 from yarn_gguf.intent import Intent
+from yarn_gguf.json_file import json_object, read_bounded
 
 Kind: TypeAlias = Literal["full", "sliding"]
 Kinds: TypeAlias = tuple[Kind | None, ...]
 
+BAD: Final = "bad_config"
+WANTED: Final = "the folder of a checkpoint"
 LARGEST_FILE: Final = 16 << 20
 LARGEST_DIMENSION: Final = 1 << 20
-LARGEST_NESTING: Final = 50
 KINDS: Final[Mapping[str, Kind]] = {FULL: "full", SLIDING: "sliding"}
 OLD_LAYER_TYPES: Final = {"attention": FULL}
 TEXT_TYPES: Final = {"gemma3": "gemma3_text", "mistral3": "mistral"}  # of a text_config that does not say
@@ -81,7 +81,7 @@ class ModelConfig:
 def read_config(folder: Path) -> ModelConfig:
     """The checkpoint's config.json; a file that is none, or makes no sense, is an InputError that names the field."""
     path = folder / "config.json"
-    whole, notes = _object(_content(path), path), list[str]()
+    whole, notes = json_object(read_bounded(path, LARGEST_FILE, WANTED, BAD), path, BAD), list[str]()
     nested = isinstance(whole.get("text_config"), dict)
     raw: Json = whole["text_config"] if nested else whole
     model_type = raw.get("model_type") or TEXT_TYPES.get(str(whole.get("model_type")))
@@ -118,38 +118,6 @@ def read_config(folder: Path) -> ModelConfig:
         quantization=_quantization(Fields(whole, path, notes), raw),
         raw=MappingProxyType(raw),
     )
-
-
-def _content(path: Path) -> bytes:
-    """One byte more than may be, of a file that holds more."""
-    with open_regular(path, "the folder of a checkpoint") as file:
-        return file.read(LARGEST_FILE + 1)
-
-
-def _object(text: bytes, path: Path) -> Json:
-    def bad(text: str) -> InputError:
-        return InputError(text, file=path, code="bad_config")
-
-    if len(text) > LARGEST_FILE:
-        raise bad(f"is larger than {LARGEST_FILE >> 20} MiB, which no config is")
-    try:
-        whole = json.loads(text)
-        _refuse_depth(whole)
-    except RecursionError as error:
-        raise bad("is nested too deeply") from error
-    except ValueError as error:  # bad JSON, bad UTF-8, an integer of thousands of digits
-        raise bad(f"is not JSON: {error}") from error
-    if not isinstance(whole, dict):
-        raise bad(f"holds a JSON {type(whole).__name__}, not an object")
-    return whole
-
-
-def _refuse_depth(value: object, left: int = LARGEST_NESTING) -> None:
-    if not left:
-        raise RecursionError
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for each in inside:
-        _refuse_depth(each, left - 1)
 
 
 def _architectures(whole: Fields) -> tuple[str, ...]:

@@ -108,6 +108,9 @@ def _yarn(entry: Entry) -> Intent:
 def _longrope(entry: Entry) -> Intent:
     if entry.type != "longrope":
         entry.note(f"this model's class takes {entry.type} for longrope")
+        if entry.rope.get("short_factor") is None or entry.rope.get("long_factor") is None:
+            text = "of which transformers' class for this model makes longrope: it needs short_factor and long_factor"
+            raise entry.rope.fail("rope_type", f"is {entry.type!r}, {text}")
     original, factor = entry.original(), entry.rope.number("factor")
     factor = max(1.0, entry.length / original if factor is None else factor)
     lists = (entry.rope.numbers("short_factor"), entry.rope.numbers("long_factor"))
@@ -155,6 +158,7 @@ def build(entry: Entry, builder: Builder) -> Intent:
         text = f"{rope.where.removesuffix('.')} makes no RoPE: {error}"
         raise InputError(text, file=rope.path, code="bad_rope") from error
     unused = rope.values.keys() - rope.used - NO_PART_OF_ROPE
-    for key in sorted(key for key in unused if rope.values[key] is not None):
-        entry.note(f"{key} has no effect on {entry.type} RoPE in this model's class")
+    if idle := sorted(key for key in unused if rope.values[key] is not None):
+        have = "has" if len(idle) == 1 else "have"
+        entry.note(f"{', '.join(idle)} {have} no effect on {entry.type} RoPE in this model's class")
     return intent

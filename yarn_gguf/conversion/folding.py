@@ -50,11 +50,6 @@ def _whole(h: Hyperparameters, dim: int, rows: int) -> Array:
     return np.ones(rows, bool)
 
 
-def _query_key_value(h: Hyperparameters, dim: int, rows: int) -> Array:
-    """All queries, all keys, all values."""
-    return _heads(h, dim, rows) & (np.arange(rows) < h.size("heads*head_dim+kv_heads*head_dim"))
-
-
 def _by_head(h: Hyperparameters, dim: int, rows: int) -> Array:
     """Query, key and value of each head together."""
     return _heads(h, dim, rows) & (np.arange(rows) // h.size("head_dim") % 3 < 2)
@@ -95,7 +90,6 @@ WAYS: Final[dict[str, tuple[Way, ...]]] = {
     **dict.fromkeys(_NORMED_ARCHS.split(), (_NORMED,)),
     **dict.fromkeys(("glm4moe", "stablelm"), (_NORMED, _PROJECTED)),
     "command-r": (_NORMED_WHOLE, _PROJECTED),
-    "phi3": ((("attn_qkv", _query_key_value),),),
     "gptneox": ((("attn_qkv", _by_head),),),
     "falcon": ((("attn_qkv", _by_group),),),
     **dict.fromkeys(("deepseek2", "mistral4", "minicpm3"), _LATENT),

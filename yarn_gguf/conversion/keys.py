@@ -65,6 +65,28 @@ def unscaled_keys(known: Known, more: Mapping[str, str | int | float], wanted: W
     ]
 
 
+# what llama.cpp's loader or graphs stop at, or divide by
+RANGES: Final = {
+    "attention.layer_norm_rms_epsilon": (0.0, 1.0),
+    "attention.layer_norm_epsilon": (0.0, 1.0),
+    "feed_forward_length": (1, 1 << 31),
+}
+
+
+def _refuse_ranges(known: Known, entries: Mapping[str, Entry]) -> None:
+    def value(name: str) -> float | None:
+        found = entries.get(f"{known.row.arch}.{name}")
+        return None if found is None or found.item_type is not None else float(str(found.value()))
+
+    for name, (least, most) in RANGES.items():
+        given = value(name)
+        if given is not None and not least <= given <= most:
+            raise known.h.fail(f"{name} would be {given:g}, {least:g} to {most:g} is possible")
+    experts, used = value("expert_count"), value("expert_used_count")
+    if experts and used is not None and not 1 <= used <= experts:
+        raise known.h.fail(f"{used:g} of {experts:g} experts for a token: at least one, and no more than there are")
+
+
 def _file_type(tensors: Sequence[Planned], outtype: str) -> int:
     packed = any(TENSOR_TYPES[tensor.type].name == MXFP4 for tensor in tensors)
     return MXFP4_MOE if packed and outtype != "q8_0" else FILE_TYPES[outtype]
@@ -78,6 +100,7 @@ def _own_keys(known: Known) -> list[Entry]:
     found = {e.key: e for e in key_entries(row.arch, row.keys, known.h, known.weights)}
     if context is not None and name in found:
         found[name] = entry(name, ValueType.UINT32, context)
+    _refuse_ranges(known, found)
     return list(found.values())
 
 

@@ -16,7 +16,7 @@ from yarn_gguf.conversion.file import vector
 from yarn_gguf.effective import Difference, LayerRope, Runtime, Tensors, compare, layer_ropes
 from yarn_gguf.encoding import Encoded, Encoding, encode, ropes_after
 from yarn_gguf.errors import InputError
-from yarn_gguf.findings import Finding, error, warning
+from yarn_gguf.findings import Finding, error, note, warning
 from yarn_gguf.gguf_file.shards import Model
 from yarn_gguf.graphs import GRAPHS, Magnitude, RopeFreqs
 from yarn_gguf.intent import Intent
@@ -48,7 +48,7 @@ def write_rope(
 ) -> Written:
     """The encoding, or a refusal; `force` turns what is wrong into a warning."""
     intent = meant.intent
-    findings = [warning("resolved", text) for text in meant.notes]
+    findings = [warning("resolved", text) for text in meant.notes] + _unclear(meant)
     if intent.method in KEPT:
         found, encoded = layer_ropes(facts, tensors, Runtime.STOCK), None
         findings += _dynamic(intent)
@@ -60,6 +60,16 @@ def write_rope(
         return Written(intent, encoded, tuple(findings), exact=True)
     findings.append(_judged(difference, encoded, base, force=force))
     return Written(intent, encoded, tuple(findings), exact=False)
+
+
+def _unclear(meant: MeantRopes) -> list[Finding]:
+    """Linear scaling alone does not say whether the positions of config.json are counted before or after it."""
+    own = meant.own
+    if meant.intent is not own or own.method != "linear" or own.original is not None:
+        return []
+    text = f"linear ×{own.factor:g} reaches the {own.context} tokens of max_position_embeddings; if those are counted"
+    again = f"--method linear --factor {own.factor:g} --original-ctx {own.context}"
+    return [note("linear_context", f"{text} before scaling, {again} reaches {round(own.factor * own.context)}")]
 
 
 def _attending(facts: Facts) -> set[int]:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from yarn_gguf.errors import ResourceError
-from yarn_gguf.files import Stamp, open_regular, stamp_of
+from yarn_gguf.files import Stamp, changed, open_regular, stamp_of
 from yarn_gguf.gguf_file import fs
 
 SLICE: Final = 32 << 20  # bytes per step of a worker: what bounds the wait after Ctrl-C, and the memory in flight
@@ -138,12 +137,6 @@ class _Sources:
         for path, (fd, piece) in self.files.items():
             if stamp_of(fd) != piece.stamp:
                 raise changed(path)
-
-
-def changed(path: Path) -> ResourceError:
-    return ResourceError(
-        "changed while it was read; run again when nothing writes to it", file=path, code="input_changed"
-    )
 
 
 def _put(fd: int, piece: Piece, source: int, shared: bool) -> int:

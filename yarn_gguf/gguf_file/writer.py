@@ -16,15 +16,16 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
 from yarn_gguf.errors import ResourceError, UsageError
-from yarn_gguf.files import Stamp, open_regular, stamp_of
+from yarn_gguf.files import Stamp, changed, open_regular, stamp_of
 from yarn_gguf.gguf_file import fs
-from yarn_gguf.gguf_file.fill import Copy, Piece, Progress, can_share, changed, fill
+from yarn_gguf.gguf_file.fill import Copy, Piece, Progress, can_share, fill
+from yarn_gguf.sizes import exact_size
 
 _DEVICES: Final = (Path("/dev"), Path("/dev/fd"))  # /dev/stdout may lead to a file, and is none
 
@@ -95,6 +96,12 @@ class Stage:
             return "shared"
         return "hard-linked" if _link(self.outputs[-1], source, stamp) else "copied"
 
+    def adopt(self, final: Path, made: Path) -> None:
+        """Plans a file that is finished already, somewhere else, under its final name."""
+        with open_regular(made) as file:
+            stamp = stamp_of(file.fileno())
+        self.duplicate(final, made, stamp)
+
     def _create(self, final: Path, size: int) -> _Output:
         output = _Output(final, _temporary(final), size)
         self.outputs.append(output)  # before there is a file that somebody must remove
@@ -116,7 +123,7 @@ class Stage:
 
     def fill(self) -> None:
         """Writes and syncs all bytes; the room for all of them is there before the first one is written."""
-        _check_space([output for output in self.outputs if not (output.shared or output.complete)])
+        check_space((each.final, each.size) for each in self.outputs if not (each.shared or each.complete))
         for output in self.outputs:
             if not output.complete:
                 with _explained(output.final, output.size):
@@ -239,16 +246,20 @@ def _explained(final: Path, size: int) -> Iterator[None]:
         yield
     except OSError as error:
         text = f"cannot be written: {error.strerror or error}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            text += f"; needs {size} bytes, free {fs.free_space(final.parent)} in its folder"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text += f"; needs {exact_size(size)}, free {exact_size(fs.free_space(final.parent))} in its folder"
+        if error.errno == errno.EFBIG:
+            text += f"; needs {exact_size(size)}, and the limit on a file's size (ulimit -f) is lower"
         raise ResourceError(text, file=final, code="write_failed") from error
 
 
-def _check_space(outputs: Sequence[_Output]) -> None:
+def check_space(sizes: Iterable[tuple[Path, int]]) -> None:
     """All outputs together must fit; each folder counts for itself, as they may be on several filesystems."""
-    for folder in {output.final.parent for output in outputs}:
-        here = [output for output in outputs if output.final.parent == folder]
-        needed, free = sum(output.size for output in here), fs.free_space(folder)
+    folders: dict[Path, list[tuple[Path, int]]] = {}
+    for final, size in sizes:
+        folders.setdefault(final.parent, []).append((final, size))
+    for folder, here in folders.items():
+        needed, free = sum(size for _, size in here), fs.free_space(folder)
         if needed > free:
-            text = f"needs {needed} bytes, free {free} in its folder; make room or name another folder"
-            raise ResourceError(text, file=here[0].final, code="no_space")
+            what = f"needs {exact_size(needed)}, free {exact_size(free)} in its folder"
+            raise ResourceError(f"{what}; make room or name another folder", file=here[0][0], code="no_space")

@@ -14,13 +14,21 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from yarn_gguf.errors import InputError
-from yarn_gguf.files import open_regular
+from yarn_gguf.json_file import json_object as parsed
+from yarn_gguf.json_file import read_bounded
 
 Json = Mapping[str, Any]
 
 LARGEST_FILE: Final = 256 << 20  # the largest known tokenizer.json, of 262144 tokens, has 33 MiB
-LARGEST_NESTING: Final = 50
+SHOWN: Final = 60  # characters of a value that is wrong
 LARGEST_ID: Final = (1 << 31) - 1
+PIPELINE: Final = (
+    "normalizer",
+    "pre_tokenizer",
+    "post_processor",
+    "decoder",
+)  # of tokenizer.json, each a tree of steps
+INSIDE: Final = ("normalizers", "pretokenizers", "processors", "decoders")  # where a step holds others
 SURROGATES: Final = "holds half of a surrogate pair, which no UTF-8 can spell"
 
 
@@ -61,11 +69,7 @@ def content(path: Path, wanted: str = "the folder of a checkpoint") -> bytes | N
     """A file's bytes, or None where there is none."""
     if not path.exists():
         return None
-    with open_regular(path, wanted) as file:
-        found = file.read(LARGEST_FILE + 1)
-    if len(found) > LARGEST_FILE:
-        raise InputError(f"is larger than {LARGEST_FILE >> 20} MiB, which no tokenizer is", file=path, code="too_large")
-    return found
+    return read_bounded(path, LARGEST_FILE, wanted, "too_large")
 
 
 def text(path: Path) -> str | None:
@@ -82,33 +86,7 @@ def text(path: Path) -> str | None:
 def json_object(path: Path) -> Json | None:
     """A file's JSON object, or None where there is no such file."""
     found = content(path)
-    if found is None:
-        return None
-
-    def bad(why: str) -> InputError:
-        return InputError(why, file=path, code="bad_tokenizer")
-
-    try:
-        whole = json.loads(found)
-        _refuse_depth(whole)
-    except RecursionError as error:
-        raise bad("is nested too deeply") from error
-    except ValueError as error:  # bad JSON, bad UTF-8, an integer of thousands of digits
-        raise bad(f"is not JSON: {error}") from error
-    if not isinstance(whole, dict):
-        raise bad(f"holds a JSON {type(whole).__name__}, not an object")
-    return whole
-
-
-def _refuse_depth(value: object) -> None:
-    """Level by level, not recursively; only what can hold more is kept."""
-    level = [value] if isinstance(value, (dict, list)) else []
-    for _ in range(LARGEST_NESTING):
-        inside = (each for one in level for each in (one.values() if isinstance(one, dict) else one))
-        level = [each for each in inside if isinstance(each, (dict, list))]
-        if not level:
-            return
-    raise RecursionError
+    return None if found is None else parsed(found, path, "bad_tokenizer")
 
 
 def refuse_surrogates(texts: Iterator[str], path: Path) -> None:
@@ -126,12 +104,34 @@ def read_tokenizer_json(folder: Path) -> TokenizerJson | None:
     model = raw.get("model")
     if not isinstance(model, dict):
         raise InputError("has no model object", file=path, code="bad_tokenizer")
+    _refuse_shapes(raw, path)
     vocab = _vocab(model.get("vocab"), path) if model.get("type", "BPE") == "BPE" else {}
     added = tuple(added_token(each, path) for each in _list(raw, "added_tokens", path))
     merges = tuple(_merges(_list(model, "merges", path), path))
     refuse_surrogates(iter(each.content for each in added), path)
     refuse_surrogates(iter(merges), path)
     return TokenizerJson(path, raw, model, MappingProxyType(vocab), merges, added)
+
+
+def _refuse_shapes(raw: Json, path: Path) -> None:
+    """Every step of the pipeline is an object with the name of its type, and steps inside it are a list."""
+    left = [(name, raw.get(name)) for name in PIPELINE]
+    while left:
+        name, step = left.pop()
+        if step is None:
+            continue
+        if not isinstance(step, dict):
+            raise InputError(f"{name} holds {shown(step)}, not an object", file=path, code="bad_tokenizer")
+        if not isinstance(step.get("type"), str | None):
+            text = f"{name} has the type {shown(step['type'])}, not a name"
+            raise InputError(text, file=path, code="bad_tokenizer")
+        left.extend((f"{name}.{each}", inside) for each in INSIDE for inside in _list(step, each, path))
+
+
+def shown(value: object) -> str:
+    """A JSON value for an error, cut short."""
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
 def _list(within: Json, name: str, path: Path) -> list[Any]:
@@ -145,6 +145,15 @@ def _list(within: Json, name: str, path: Path) -> list[Any]:
 
 def is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_ID
+
+
+def id_of(value: object, name: str) -> int | None:
+    """A number as the id that it must be; None for all else, which names no token."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    if not is_id(value):
+        raise InputError(f"{name} is {value}, which no token has", code="bad_tokenizer")
+    return value
 
 
 def _vocab(found: object, path: Path) -> dict[str, int]:
@@ -174,8 +183,8 @@ def _merges(found: list[Any], path: Path) -> Iterator[str]:
     for pair in found:
         if isinstance(pair, str):
             yield pair
-        elif isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair):
-            yield " ".join(part.replace(" ", "Ġ") for part in pair)
+        elif isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], str):
+            yield f"{pair[0].replace(' ', 'Ġ')} {pair[1].replace(' ', 'Ġ')}"
         else:
             raise InputError("model.merges holds something that is no pair", file=path, code="bad_tokenizer")
 

@@ -11,14 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from yarn_gguf.errors import InputError
+from yarn_gguf.errors import InputError, about
 from yarn_gguf.findings import Finding, note, warning
 from yarn_gguf.tokenizer.families import Family, Prefix, Route, family_of
-from yarn_gguf.tokenizer.files import Json, TokenizerJson, content, json_object, read_merges, read_tokenizer_json, text
+from yarn_gguf.tokenizer.files import (
+    Json,
+    TokenizerJson,
+    content,
+    id_of,
+    json_object,
+    read_merges,
+    read_tokenizer_json,
+    text,
+)
 from yarn_gguf.tokenizer.pre_tokenizers import Match, match, named
 from yarn_gguf.tokenizer.sentencepiece_model import Algorithm, SentencePieceModel, read_sentencepiece
 from yarn_gguf.tokenizer.special_tokens import ROLES, Roles, read_roles, token_id_of
-from yarn_gguf.tokenizer.tokens import Tokens, byte_tokens, piece_tokens, refuse_twins, spaced_tokens
+from yarn_gguf.tokenizer.tokens import Tokens, all_added, byte_tokens, piece_tokens, refuse_twins, spaced_tokens
 from yarn_gguf.tokenizer.vocabulary import (
     MODEL,
     PRE,
@@ -65,6 +74,14 @@ class _Reading:
                 "no such file; a tokenizer is needed", file=self.folder / "tokenizer.json", code="not_found"
             )
         return self.tokenizer
+
+    @property
+    def sentencepiece(self) -> SentencePieceModel:
+        if self.pieces is None:
+            raise InputError(
+                "no such file; a tokenizer is needed", file=self.folder / "tokenizer.model", code="not_found"
+            )
+        return self.pieces
 
 
 def read_vocabulary(
@@ -129,13 +146,13 @@ def _tokens(reading: _Reading, route: Route) -> tuple[Tokens, Match | None, str]
     """The lists, the pre-tokenizer (None where llama.cpp's tokenizer has none), and llama.cpp's tokenizer."""
     folder, size, family = reading.folder, reading.size, reading.family
     if route in (Route.PIECES, Route.PIECES_PHI3):
-        assert reading.pieces is not None
-        if reading.pieces.algorithm is not Algorithm.BPE:
-            text = f"its algorithm is {reading.pieces.algorithm.name}; llama.cpp joins pieces as BPE does"
+        pieces = reading.sentencepiece
+        if pieces.algorithm is not Algorithm.BPE:
+            text = f"its algorithm is {pieces.algorithm.name}; llama.cpp joins pieces as BPE does"
             reading.notes.append(warning("sentencepiece_algorithm", text))
         added = reading.tokenizer.added if reading.tokenizer is not None else ()
         extra = added if route is Route.PIECES_PHI3 else None
-        return piece_tokens(folder, reading.pieces, size, extra), None, "llama"
+        return piece_tokens(folder, pieces, size, extra), None, "llama"
     tokenizer = reading.json
     kind = tokenizer.model.get("type", "BPE")
     if kind != "BPE" or not tokenizer.vocab:
@@ -181,6 +198,18 @@ def _keys(reading: _Reading, route: Route, tokens: Tokens, matched: Match | None
         found[add_key(name.removeprefix("add_")) if isinstance(value, bool) else id_key(name)] = value
     if model == "llama" and PREFIX not in found and not _adds_prefix(reading):
         found[PREFIX] = False  # llama.cpp's default is true; upstream leaves it, and then a text gets a space too many
+    reading.notes.extend(_contradictions(reading, roles))
+
+
+def _contradictions(reading: _Reading, roles: Roles) -> Iterator[Finding]:
+    """After all keys are there: a model class may have its own word on what is added."""
+    for role, adds in roles.contradicted.items():
+        no = "" if reading.keys.found.get(add_key(role)) else "no "
+        yield note(
+            "tokenizer_role",
+            f"tokenizer_config.json has add_{role}_token {str(adds).lower()}, the post-processor of tokenizer.json"
+            f" does otherwise; the file says: {no}{role.upper()} is added",
+        )
 
 
 def _prefix(reading: _Reading, when: Prefix, anyway: bool = False) -> None:
@@ -234,7 +263,8 @@ def _config(reading: _Reading) -> Mapping[str, Any]:
 def _chat_eos(reading: _Reading, roles: Roles) -> None:
     decoder = reading.settings.get("added_tokens_decoder")
     for number, token in decoder.items() if isinstance(decoder, dict) else ():
-        if token.get("special") and token.get("content") == "<|im_end|>" and "eos" in roles.ids:
+        special = isinstance(token, dict) and token.get("special") and token.get("content") == "<|im_end|>"
+        if special and "eos" in roles.ids:
             roles.ids["eos"] = int(number)
 
 
@@ -256,12 +286,16 @@ def _gemma(reading: _Reading) -> None:
 
 
 def _hunyuan(reading: _Reading) -> None:
-    eod = _config(reading).get("eod_token_id")
-    if isinstance(eod, int):
+    with about(reading.folder / "config.json"):
+        eod = id_of(_config(reading).get("eod_token_id"), "eod_token_id")
+    if eod is not None:
         reading.keys.found[id_key("eos")] = eod
-    several = (json_object(reading.folder / "generation_config.json") or {}).get("eos_token_id")
-    if isinstance(several, list) and len(several) >= 2 and isinstance(several[0], int):
-        reading.keys.found[id_key("eot")] = several[0]
+    path = reading.folder / "generation_config.json"
+    several = (json_object(path) or {}).get("eos_token_id")
+    with about(path):
+        eot = id_of(several[0], "eos_token_id") if isinstance(several, list) and len(several) >= 2 else None
+    if eot is not None:
+        reading.keys.found[id_key("eot")] = eot
 
 
 def _laguna(reading: _Reading) -> None:
@@ -272,9 +306,11 @@ def _laguna(reading: _Reading) -> None:
     config = _config(reading)
     several = config.get("eos_token_id")
     if isinstance(several, list):
-        others = [each for each in several if isinstance(each, int) and each != config.get("bos_token_id")]
-        if others:
-            reading.keys.found[id_key("eot")] = others[0]
+        with about(reading.folder / "config.json"):
+            ids = [id_of(each, "eos_token_id") for each in several if each != config.get("bos_token_id")]
+        eot = next((each for each in ids if each is not None), None)
+        if eot is not None:
+            reading.keys.found[id_key("eot")] = eot
 
 
 _QUIRKS: Final[Mapping[str, Callable[[_Reading], None]]] = {
@@ -296,6 +332,9 @@ def _vocabulary(reading: _Reading, route: Route, tokens: Tokens, matched: Match 
     if route is Route.SPACED:
         text = "scores follow the merges; llama.cpp's converter gives every token the same, which tokenizes wrongly"
         notes.append(note("tokenizer_scores", text))
+    tokenizer = reading.tokenizer
+    added = {} if tokenizer is None else all_added(reading.folder, tokenizer, roles_too=model == "gpt2")
+    known = set() if tokenizer is None else {each.id for each in tokenizer.added}
     return Vocabulary(
         model=model,
         pre=matched.name if matched is not None else None if model == "gemma4" else "default",
@@ -308,4 +347,7 @@ def _vocabulary(reading: _Reading, route: Route, tokens: Tokens, matched: Match 
         deviates=_deviates(reading, matched, model),
         exhaustive=matched is not None and matched.exhaustive,
         notes=tuple(notes),
+        original=None if tokenizer is None else tokenizer.path,
+        added=tuple(added.values()),
+        late=tuple(each for token_id, each in sorted(added.items()) if token_id not in known),
     )

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from yarn_gguf.errors import InputError
-from yarn_gguf.tokenizer.files import Json, TokenizerJson, is_id, json_object, refuse_surrogates, text
+from yarn_gguf.errors import InputError, about
+from yarn_gguf.tokenizer.files import Json, TokenizerJson, id_of, is_id, json_object, refuse_surrogates, shown, text
 
 ROLES: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 Templates = str | tuple[tuple[str, str], ...] | None  # one, or named ones in their order
@@ -29,17 +29,18 @@ class Roles:
     templates: Templates = None
     lowercase: bool | None = None
     strip_accents: bool | None = None
+    # roles of which tokenizer_config.json says the contrary of `added`, and what it says
+    contradicted: dict[str, bool] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def set(self, role: str, token_id: object) -> None:
-        if not isinstance(token_id, int) or isinstance(token_id, bool):
+        found = id_of(token_id, f"{role}_token_id")
+        if found is None:
             return
-        if token_id < 0:
-            raise InputError(f"{role}_token_id is {token_id}, which no token has", code="bad_tokenizer")
-        if self.tokens is None or token_id < self.tokens:
-            self.ids.setdefault(role, token_id)
+        if self.tokens is None or found < self.tokens:
+            self.ids.setdefault(role, found)
         else:
-            self.notes.append(f"the {role} token {token_id} is passed over: there are {self.tokens} tokens")
+            self.notes.append(f"the {role} token {found} is passed over: there are {self.tokens} tokens")
 
 
 def read_roles(
@@ -50,12 +51,14 @@ def read_roles(
     config = json_object(folder / "tokenizer_config.json")
     settings = dict(config) if config else None
     if tokenizer is not None:
-        _read_normalizer(roles, tokenizer.raw.get("normalizer"))
+        with about(tokenizer.path):
+            _read_normalizer(roles, tokenizer.raw.get("normalizer"))
         _read_processors(roles, tokenizer, settings)
     if settings is not None:
         roles.templates = read_templates(folder, settings, roles)
         _read_settings(roles, settings, tokenizer)
-    _read_config(roles, json_object(folder / "config.json") or {})
+    with about(folder / "config.json"):
+        _read_config(roles, json_object(folder / "config.json") or {})
     return roles
 
 
@@ -68,11 +71,18 @@ def _read_normalizer(roles: Roles, found: object) -> None:
     elif kind == "StripAccents":
         roles.strip_accents = True
     elif kind == "BertNormalizer":
-        roles.lowercase = found.get("lowercase", roles.lowercase)
-        roles.strip_accents = found.get("strip_accents", roles.strip_accents)
+        roles.lowercase = _flag(found, "lowercase", roles.lowercase)
+        roles.strip_accents = _flag(found, "strip_accents", roles.strip_accents)
     elif kind == "Sequence":
         for each in found.get("normalizers") or ():
             _read_normalizer(roles, each)
+
+
+def _flag(found: Json, name: str, default: bool | None) -> bool | None:
+    value = found.get(name, default)
+    if value is None or isinstance(value, bool):
+        return value
+    raise InputError(f"normalizer.{name} is {shown(value)}, not true, false or null", code="bad_tokenizer")
 
 
 def _read_processors(roles: Roles, tokenizer: TokenizerJson, settings: dict[str, Any] | None) -> None:
@@ -169,10 +179,7 @@ def _read_settings(roles: Roles, settings: Mapping[str, Any], tokenizer: Tokeniz
     for role in roles.names:
         adds = settings.get(f"add_{role}_token")
         if isinstance(adds, bool) and roles.added.setdefault(role, adds) != adds:
-            roles.notes.append(
-                f"tokenizer_config.json has add_{role}_token {str(adds).lower()}, the post-processor of"
-                " tokenizer.json does otherwise, and it is the one that counts"
-            )
+            roles.contradicted[role] = adds
         found = settings.get(f"{role}_token")
         name = found.get("content") if isinstance(found, dict) else found
         if isinstance(name, str):

@@ -6,12 +6,12 @@ Knows SentencePiece's pieces, byte-level BPE and BPE with spaces as ▁. Does no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from yarn_gguf.errors import InputError
+from yarn_gguf.errors import InputError, about
 from yarn_gguf.findings import Finding, note, warning
 from yarn_gguf.tokenizer.files import (
     AddedToken,
@@ -31,6 +31,7 @@ LOOKS_SPECIAL: Final = frozenset(("<pad>", "<mask>", "<2mass>", "[@BOS@]"))
 BRACKETS: Final = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
 BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SPACE: Final = "▁"
+LONGEST_DECODED: Final = 1 << 16  # characters
 
 
 def looks_special(token: str) -> bool:
@@ -132,22 +133,39 @@ def piece_tokens(folder: Path, model: SentencePieceModel, size: int, extra: Sequ
     return tokens
 
 
-def all_added(folder: Path, tokenizer: TokenizerJson) -> dict[int, AddedToken]:
-    """As transformers has them: tokenizer_config.json overrules tokenizer.json; tokens with a role are special."""
+def all_added(folder: Path, tokenizer: TokenizerJson, roles_too: bool = False) -> dict[int, AddedToken]:
+    """As transformers has them: tokenizer_config.json overrules tokenizer.json; tokens with a role are special,
+    whatever their flag says. `roles_too`: so is a plain token of the vocabulary that the settings name."""
     found = {each.id: each for each in tokenizer.added}
     found.update((each.id, each) for each in config_added(folder))
+    named, listed = special_texts(folder)
+    anew = _made_anew(folder)
+    for token_id, each in found.items():
+        if each.content in named or (anew and each.content in listed):
+            found[token_id] = replace(each, special=True, normalized=each.normalized and not anew)
+    if roles_too:
+        plain = (named | listed) - {each.content for each in found.values()}
+        ids = ((tokenizer.vocab[text], text) for text in sorted(plain) if text in tokenizer.vocab)
+        found.update((token_id, AddedToken(token_id, text, special=True, normalized=False)) for token_id, text in ids)
     return found
 
 
+def _made_anew(folder: Path) -> bool:
+    """Whether transformers leaves tokenizer.json's added tokens aside and makes Qwen2's tokenizer from its parts."""
+    name = str((json_object(folder / "tokenizer_config.json") or {}).get("tokenizer_class"))
+    return name.startswith("Qwen2Tokenizer") or (json_object(folder / "config.json") or {}).get("model_type") == "qwen2"
+
+
 def byte_tokens(folder: Path, tokenizer: TokenizerJson, size: int, control: frozenset[str]) -> Tokens:
-    added = all_added(folder, tokenizer)
+    added = all_added(folder, tokenizer, roles_too=True)
     _refuse_more(max([*tokenizer.vocab.values(), *added], default=-1) + 1, size, tokenizer.path)
     tokens = _empty(size, scores=False)
     for text, token_id in tokenizer.vocab.items():
         tokens.put(token_id, text, TokenType.NORMAL)
     decoder = tokenizer.raw.get("decoder")
     for token_id, each in added.items():
-        text = each.content if each.normalized else decoded(each.content, decoder)
+        with about(tokenizer.path):
+            text = each.content if each.normalized else decoded(each.content, decoder)
         special = each.special or looks_special(text) or text in control
         kind = TokenType.CONTROL if special else TokenType.USER_DEFINED
         # upstream does so in byte-level tokenizers too, where ▁ is no space: llama.cpp would cut out the wrong text
@@ -169,13 +187,18 @@ def decoded(token: str, decoder: object) -> str:
     elif kind == "Replace" and isinstance(decoder, dict):
         pattern, content = decoder.get("pattern"), decoder.get("content")
         plain = pattern.get("String") if isinstance(pattern, dict) else None
-        return token.replace(plain, content) if isinstance(plain, str) and plain and isinstance(content, str) else token
+        if not isinstance(plain, str) or not plain or not isinstance(content, str):
+            return token
+        if token.count(plain) * len(content) > LONGEST_DECODED:
+            text = f"its decoder makes over {LONGEST_DECODED} characters of one added token"
+            raise InputError(text, code="bad_tokenizer")
+        return token.replace(plain, content)
     elif kind == "Metaspace":
         return token.replace(SPACE, " ")
     elif kind == "Strip" and isinstance(decoder, dict) and decoder.get("content") == " ":
         start = decoder.get("start")
-        for _ in range(start if isinstance(start, int) else 0):
-            token = token.removeprefix(" ")
+        most = start if isinstance(start, int) else 0
+        token = token[max(0, min(most, len(token) - len(token.lstrip(" ")))) :]
     return token
 
 
@@ -184,7 +207,7 @@ def spaced_tokens(folder: Path, tokenizer: TokenizerJson, size: int, visible: fr
     added = all_added(folder, tokenizer)
     _refuse_more(max([*tokenizer.vocab.values(), *added], default=-1) + 1, size, tokenizer.path)
     tokens = _empty(size, scores=True)
-    special = special_texts(folder, tokenizer)
+    special = set().union(*special_texts(folder))
     scores = merge_scores(tokenizer)
     for text, token_id in tokenizer.vocab.items():
         kind = TokenType.CONTROL if text in special else TokenType.NORMAL
@@ -213,17 +236,30 @@ def merge_scores(tokenizer: TokenizerJson) -> dict[str, float]:
     return scores
 
 
-def special_texts(folder: Path, tokenizer: TokenizerJson) -> set[str]:
-    """Tokens that have a role in the settings, or are listed there as special."""
-    found: set[str] = set()
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        settings: Mapping[str, Any] = json_object(folder / name) or {}
-        for key, value in settings.items():
-            values = value if isinstance(value, list) else [value]
-            if key.endswith("_token") or key in ("additional_special_tokens", "extra_special_tokens"):
-                texts = (each.get("content") if isinstance(each, dict) else each for each in values)
-                found.update(each for each in texts if isinstance(each, str))
-    return found
+def special_texts(folder: Path) -> tuple[set[str], set[str]]:
+    """Tokens that have a role in the settings, and tokens that are only listed there as special.
+
+    As transformers reads them: special_tokens_map.json overrules tokenizer_config.json, but is not looked at where
+    that has added_tokens_decoder; extra_special_tokens is the newer name of additional_special_tokens.
+    """
+    named: dict[str, object] = {}
+    listed: list[object] = []
+    settings = json_object(folder / "tokenizer_config.json") or {}
+    older = {} if "added_tokens_decoder" in settings else json_object(folder / "special_tokens_map.json") or {}
+    for each in (settings, older):
+        named.update((key, value) for key, value in each.items() if key.endswith("_token"))
+        extra = each.get("extra_special_tokens")
+        more = extra or each.get("additional_special_tokens")
+        if isinstance(more, dict):
+            named.update(more)
+        elif isinstance(more, list) and (extra or not listed):
+            listed.extend(more)
+    return _texts(named.values()), _texts(listed)
+
+
+def _texts(found: Iterable[object]) -> set[str]:
+    texts = (each.get("content") if isinstance(each, dict) else each for each in found)
+    return {each for each in texts if isinstance(each, str)}
 
 
 def refuse_twins(tokens: Tokens, file: Path) -> None:

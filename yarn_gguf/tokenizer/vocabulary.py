@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from pathlib import Path
 from string import ascii_letters, digits
 from typing import Final
 
 from yarn_gguf.findings import Finding
 from yarn_gguf.gguf_file.format import ValueType
 from yarn_gguf.gguf_file.header import Entry, array_entry, entry
+from yarn_gguf.tokenizer.files import AddedToken
 from yarn_gguf.tokenizer.special_tokens import Roles, Templates
 
 
@@ -51,6 +53,7 @@ def add_key(role: str) -> str:
     return f"tokenizer.ggml.add_{role}_token"
 
 
+_KINDS: Final[Mapping[type, ValueType]] = {bool: ValueType.BOOL, int: ValueType.UINT32, str: ValueType.STRING}
 Value = bool | int | str | tuple[str, ...]
 
 
@@ -68,6 +71,9 @@ class Vocabulary:
     deviates: frozenset[str] = frozenset()  # kinds of text on which llama.cpp is known to differ
     exhaustive: bool = False  # the proof must try every token
     notes: tuple[Finding, ...] = ()
+    original: Path | None = None  # tokenizer.json, where there is one, and for the proof of what llama.cpp makes of it:
+    added: tuple[AddedToken, ...] = ()  # its added tokens, as transformers has them
+    late: tuple[AddedToken, ...] = ()  # those of them that only tokenizer_config.json has
 
     def id(self, role: str) -> int | None:
         found = self.keys.get(id_key(role))
@@ -142,10 +148,4 @@ def _entries(vocabulary: Vocabulary) -> Iterator[Entry]:
         elif isinstance(value, tuple):
             yield array_entry(key, ValueType.STRING, value)
         else:
-            yield entry(key, _kind(value), value)
-
-
-def _kind(value: Value) -> ValueType:
-    if isinstance(value, bool):
-        return ValueType.BOOL
-    return ValueType.UINT32 if isinstance(value, int) else ValueType.STRING
+            yield entry(key, _KINDS[type(value)], value)
