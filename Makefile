@@ -30,6 +30,7 @@ docs: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/read_header.py
 	$(BIN)/python benchmarks/extend.py --size $(SIZE) $(FOLDER)
+	$(BIN)/python -m benchmarks.convert $(FOLDER)
 
 $(READY): pyproject.toml constraints.txt scripts/setup.sh
 	sh scripts/setup.sh $(PYTHON) $(VENV)

@@ -19,13 +19,14 @@ import shutil
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from benchmarks.extend import Run, machine, measured, settle, warm
 from benchmarks.make_llama import make
 
-ROOM: Final = 10_000_000_000
+ROOM: Final = 12_000_000_000
 GOAL_MIB: Final = 600
 # against cp and sync, against upstream
 GOALS: Final = {"bf16": (1.15, 0.2), "f16": (1.15, 0.2), "q8_0": (None, 0.2)}
@@ -116,13 +117,19 @@ def report_digests(model: Path) -> None:
         print(f"sha256 of {outtype} with --jobs {', '.join(found)}: {same} ({found['1'][:16]}…)", flush=True)
 
 
-def report_wide(folder: Path, peaks: dict[str, float]) -> None:
-    """Our peak where one tensor has 2 GB, against the peak on the model of many tensors."""
-    model = make(folder / "wide", shape="wide")
-    for outtype, usual in peaks.items():
-        peak = timed(ours(model, folder / "out.gguf", outtype), model / "model.safetensors", folder / "out.gguf").mib
-        print(f"{outtype} with one tensor of 2 GB: {peak:.0f} MiB, {peak / usual:.2f} of the usual (goal 0.9 to 1.1)")
-    shutil.rmtree(model)
+def report_wide(folder: Path, tall: Path, types: Sequence[str]) -> None:
+    """Our peak where one tensor has 2 GB, against that on the model of many; without vocabularies, which differ."""
+    wide = make(folder / "wide", shape="wide")
+
+    def peak(model: Path, outtype: str) -> float:
+        command = [*ours(model, folder / "out.gguf", outtype), "--no-vocab"]
+        command.remove("--skip-tokenizer-check")
+        return timed(command, model / "model.safetensors", folder / "out.gguf").mib
+
+    for outtype in types:
+        usual, large = peak(tall, outtype), peak(wide, outtype)
+        print(f"{outtype}: {usual:.0f} MiB; with one tensor of 2 GB {large:.0f} MiB, {large / usual:.2f} of it")
+    shutil.rmtree(wide)
 
 
 def main() -> None:
@@ -150,8 +157,7 @@ def main() -> None:
         print(f"\ngoal for our peak: {GOAL_MIB} MiB")
         if not options.only_times:
             report_digests(model)
-            shutil.rmtree(model)
-            report_wide(folder, {t: max(r["ours"].mib for r in runs) for t, runs in found.items()})
+            report_wide(folder, model, types)
 
 
 if __name__ == "__main__":
