@@ -148,7 +148,8 @@ def _same(own: Intent) -> str:
 
 def _reach(factor: float, original: int) -> int:
     if factor * original > LONGEST:
-        raise UsageError(f"--factor {factor:g} over {original} is more than can be counted", code="bad_rope")
+        text = f"a context of {factor * original:.3g} tokens is more than llama.cpp can count"
+        raise UsageError(text, code="bad_rope")
     return round(factor * original)
 
 

@@ -19,7 +19,7 @@ from yarn_gguf.config.fields import shown
 from yarn_gguf.config.model_config import ModelConfig
 from yarn_gguf.errors import InputError
 
-_ANYTHING: Final = ("_token_id", "_pattern")  # lists, or patterns spelled out
+_ANYTHING: Final = ("_token_id", "_pattern", "gating")  # lists, patterns spelled out, a switch or a name
 _NEEDED: Final = ("_eps", "_epsilon")  # may not be null
 _KINDS: Final[dict[type, tuple[tuple[type, ...], str]]] = {
     bool: ((bool, int), "true or false"),
