@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,7 @@ from typing import Final
 from yarn_gguf import __version__
 from yarn_gguf.archs import ARCHITECTURES, Row
 from yarn_gguf.archs.common import as_stored
-from yarn_gguf.archs.tensor_plan import MXFP4, NUMBERS, check_tied_head, plan_tensors
+from yarn_gguf.archs.tensor_plan import NUMBERS, check_tied_head, plan_tensors
 from yarn_gguf.archs.tensors import Planned
 from yarn_gguf.checkpoint.lora import merged, read_adapter
 from yarn_gguf.checkpoint.shards import read_checkpoint
@@ -30,7 +30,8 @@ from yarn_gguf.config.model_config import ModelConfig, read_config
 from yarn_gguf.conversion.file import Blueprint, files, shards, with_way_back
 from yarn_gguf.conversion.folding import Fold, fold_magnitude, unfolded, with_mark
 from yarn_gguf.conversion.general import General, count_parameters, default_name, read_general
-from yarn_gguf.conversion.keys import Known, unscaled_keys
+from yarn_gguf.conversion.keys import Known, file_type, unscaled_keys
+from yarn_gguf.conversion.outputs import Beside, Companion, check_no_source
 from yarn_gguf.conversion.rope import Written, rope_parts, write_rope
 from yarn_gguf.conversion.wanted import Wanted
 from yarn_gguf.effective import Tensors
@@ -38,7 +39,7 @@ from yarn_gguf.encoding import check_range
 from yarn_gguf.errors import ChildError, InputError, ResourceError, UsageError, about
 from yarn_gguf.findings import Finding, Level, note, warning
 from yarn_gguf.gguf_file.fill import Progress
-from yarn_gguf.gguf_file.format import TENSOR_TYPES, ValueType
+from yarn_gguf.gguf_file.format import ValueType
 from yarn_gguf.gguf_file.header import Entry, entry
 from yarn_gguf.gguf_file.shards import part_path
 from yarn_gguf.gguf_file.writer import check_space, check_target, staged
@@ -74,9 +75,7 @@ class Conversion:
 
     @property
     def type_name(self) -> str:
-        """What upstream calls the file's type; experts in MXFP4 come before the floats of the rest."""
-        packed = any(TENSOR_TYPES[tensor.type].name == MXFP4 for tensor in self.tensors)
-        return "MXFP4_MOE" if packed and self.outtype != "q8_0" else self.outtype.upper()
+        return file_type(self.tensors, self.outtype).upper()
 
     @property
     def exact(self) -> bool:
@@ -86,32 +85,6 @@ class Conversion:
     @property
     def bytes(self) -> int:
         return sum(header.stamp.size for header in self.blueprint.headers)
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A finished file that has no name yet."""
-
-    path: Path
-    bytes: int
-    type: str
-
-
-@dataclass(frozen=True, slots=True)
-class Companion:
-    """A file that somebody else makes, and that takes its name together with the conversion's."""
-
-    final: Path
-    make: Callable[[], AbstractContextManager[Ready]]
-
-
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """What became of a companion; nobody knows its size before it is made."""
-
-    path: Path
-    bytes: int | None = None
-    type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -265,34 +238,13 @@ def _scaled(base: Blueprint, fold: Fold, wanted: Wanted) -> tuple[Written, Bluep
     return written, with_way_back(base, scaled)
 
 
-def check_no_source(final: Path, folders: Sequence[Path | None]) -> None:
-    """Refuses to replace a file of a checkpoint, whatever is forced, and to add one that would be taken for its own."""
-    parent = _real(final.parent)
-    for folder in filter(None, folders):
-        files = [path for path in folder.iterdir() if path.suffix != ".gguf"]
-        if any(parent / final.name in (_real(folder) / path.name, _real(path)) for path in files):
-            text = "is a file of the checkpoint, which is never replaced; use another name"
-            raise UsageError(text, file=final, code="output_is_input")
-        if parent == _real(folder) and final.suffix != ".gguf":
-            text = "would lie among the checkpoint's files and could be taken for one; use a name that ends in .gguf"
-            raise UsageError(text, file=final, code="output_in_checkpoint")
-
-
-def _real(path: Path) -> Path:
-    """Where a path leads; itself, where its links lead in a circle."""
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError):
-        return path.absolute()
-
-
 def output_name(conversion: Conversion, wanted: Wanted) -> str:
     """Upstream's default name, with the scaling in it where one was asked for."""
     name = default_name(conversion.general, conversion.type_name)
     intent = conversion.written.intent
     if not wanted.rope.given or conversion.written.encoded is None:
         return name
-    return f"{name.removesuffix('.gguf')}-{intent.method}{intent.factor:.4g}x.gguf".replace("+", "")
+    return f"{name.removesuffix('.gguf')}-{intent.short}.gguf"
 
 
 def write_conversion(

@@ -217,15 +217,11 @@ def default_output(extension: Extension) -> Path:
     if extension.before.original.extended:
         stem = _OUR_SUFFIX.sub("", stem)
     intent = extension.intent
-    suffix = "restored" if intent is None else f"{intent.method}{_compact(intent.factor)}x"
+    suffix = "restored" if intent is None else intent.short
     if intent is not None and intent.method == "none":
         suffix = "unscaled"
     name = path.with_name(f"{stem}-{suffix}.gguf")
     return part_path(name, 1, count) if count > 1 else name
-
-
-def _compact(factor: float) -> str:
-    return f"{factor:.4g}".replace("+", "")
 
 
 def write_extension(

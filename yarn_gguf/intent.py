@@ -69,6 +69,11 @@ class Intent:
         return float(getattr(self.rope.scaling, "factor", 1.0))
 
     @property
+    def short(self) -> str:
+        """`yarn8x`, for file names."""
+        return f"{self.method}{self.factor:.4g}x".replace("+", "")
+
+    @property
     def yarn(self) -> Yarn | None:
         """The ramp's parameters, where the method has a ramp."""
         scaling = self.rope.scaling

@@ -22,8 +22,9 @@ from yarn_gguf.cli.render import (
 )
 from yarn_gguf.conversion.folding import Scaled
 from yarn_gguf.conversion.hand_over import HandedOver
+from yarn_gguf.conversion.outputs import Beside
 from yarn_gguf.conversion.slices import memory_of, size_of
-from yarn_gguf.convert import Beside, Conversion, Outcome
+from yarn_gguf.convert import Conversion, Outcome
 from yarn_gguf.errors import printable
 from yarn_gguf.extend import main_type
 from yarn_gguf.gguf_file.format import TENSOR_TYPES

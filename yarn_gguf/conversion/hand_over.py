@@ -13,8 +13,8 @@ from typing import Final
 
 from yarn_gguf.before import Before, read_before
 from yarn_gguf.conversion.foreign import converted
+from yarn_gguf.conversion.outputs import Beside, Companion, Ready, check_no_source
 from yarn_gguf.conversion.wanted import Wanted
-from yarn_gguf.convert import Beside, Companion, Ready, check_no_source
 from yarn_gguf.errors import ChildError, InputError, UsageError, YarnGgufError
 from yarn_gguf.extend import Extension, Outcome, main_type, plan_extension, write_extension
 from yarn_gguf.findings import Finding, warning
@@ -100,7 +100,7 @@ def _extension(before: Before, wanted: Wanted) -> Extension | None:
 def _suffix(extension: Extension | None) -> str:
     if extension is None or extension.intent is None:
         return ""
-    return f"-{extension.intent.method}{extension.intent.factor:.4g}x".replace("+", "")
+    return f"-{extension.intent.short}"
 
 
 def _understood(converter: Path, folder: Path, made: Path) -> Before:

@@ -29,8 +29,8 @@ from yarn_gguf.provenance import CONVERTED
 from yarn_gguf.tokenizer.vocabulary import MODEL, Vocabulary
 from yarn_gguf.tokenizer.vocabulary import entries as vocabulary_entries
 
-FILE_TYPES: Final = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}  # general.file_type, as llama.cpp counts them
-MXFP4_MOE: Final = 38
+# general.file_type, as llama.cpp counts them
+FILE_TYPES: Final = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32, "mxfp4_moe": 38}
 QUANTIZATION_VERSION: Final = 2
 
 
@@ -58,7 +58,7 @@ def unscaled_keys(known: Known, more: Mapping[str, str | int | float], wanted: W
         *general_entries(known.general),
         *_own_keys(known),
         *(typed_entry(f"{row.arch}.{name}", value) for name, value in extra.items()),
-        entry("general.file_type", ValueType.UINT32, _file_type(known.tensors, known.outtype)),
+        entry("general.file_type", ValueType.UINT32, FILE_TYPES[file_type(known.tensors, known.outtype)]),
         entry("general.quantization_version", ValueType.UINT32, QUANTIZATION_VERSION),
         *(_no_vocabulary(known) if vocabulary is None else vocabulary_entries(vocabulary)),
         *_origin(wanted, vocabulary),
@@ -87,9 +87,10 @@ def _refuse_ranges(known: Known, entries: Mapping[str, Entry]) -> None:
         raise known.h.fail(f"{used:g} of {experts:g} experts for a token: at least one, and no more than there are")
 
 
-def _file_type(tensors: Sequence[Planned], outtype: str) -> int:
+def file_type(tensors: Sequence[Planned], outtype: str) -> str:
+    """What upstream calls the file's type: experts in MXFP4 come before the floats of the rest."""
     packed = any(TENSOR_TYPES[tensor.type].name == MXFP4 for tensor in tensors)
-    return MXFP4_MOE if packed and outtype != "q8_0" else FILE_TYPES[outtype]
+    return "mxfp4_moe" if packed and outtype != "q8_0" else outtype
 
 
 def _own_keys(known: Known) -> list[Entry]:

@@ -24,13 +24,8 @@ from yarn_gguf.metadata import ATTN_FACTOR, LONG_FACTORS, ORIGINAL, TYPE, Facts
 from yarn_gguf.rope import Llama3, LongRope, Unscaled
 
 TAKES_ALWAYS: Final = ("phi3", "phimoe", "minicpm3")  # longrope's lists, whatever the type says
-KEPT: Final = (
-    "none",
-    "factors",
-    "longrope",
-    "dynamic",
-    "dynamic-yarn",
-)  # what the unscaled file says already, or cannot say
+# what the unscaled file says already, or cannot say
+KEPT: Final = ("none", "factors", "longrope", "dynamic", "dynamic-yarn")
 
 
 @dataclass(frozen=True)
