@@ -88,8 +88,9 @@ knows: whether an extended GGUF makes **stock** llama.cpp compute these settings
 auto` picks it).
 
 - **keys**: exact with the standard keys. **baked**: exact with `rope_freqs.weight`.
-- **patched**: not on stock. What patches to llama.cpp should make exact with standard keys: they are not released yet,
-  so this is a plan, not a measurement.
+- **patched**: not on stock, but exact with standard keys on the llama.cpp that `yarn-gguf build` makes
+  ([what its patches mend](llama-cpp.md)); `tests/test_patched.py` holds it for betas on every row with a test, and for
+  truncate false on gpt-oss and Qwen 3.
 - **no**: on neither, for the reason in the last column. **–**: the architecture has no RoPE that could be scaled.
 
 Without another reason in the last column: almost no loader reads the betas or knows truncate false, so those need

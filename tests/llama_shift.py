@@ -1,4 +1,4 @@
-"""Logits after context shifts by stock llama.cpp: the oldest tokens leave the cache, the others move down.
+"""Logits after context shifts by llama.cpp: the oldest tokens leave the cache, the others move down.
 
 A child process (this module, run by its name), like `llama_logits`, whose helpers it uses. Nothing of `yarn_gguf`.
 """
@@ -27,7 +27,13 @@ def survivors(tokens: Tokens, window: int, dropped: int, shifts: int) -> Tokens:
 
 
 def shifted_logits(
-    gguf: Path, tokens: Tokens, window: int, dropped: int, shifts: int, **ctx_params: float
+    gguf: Path,
+    tokens: Tokens,
+    window: int,
+    dropped: int,
+    shifts: int,
+    runtime: Path | None = None,
+    **ctx_params: float,
 ) -> npt.NDArray[np.float32]:
     """[dropped, vocabulary]: logits of the last tokens decoded, after `shifts` context shifts.
 
@@ -42,6 +48,8 @@ def shifted_logits(
         command = [sys.executable, "-m", "tests.llama_shift", *files, json.dumps(settings)]
         environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
         environment.pop("LLAMA_CPP_LIB_PATH", None)
+        if runtime is not None:
+            environment["LLAMA_CPP_LIB_PATH"] = str(runtime)
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace", check=False
         )

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,9 +18,11 @@ import click
 import pytest
 
 from yarn_gguf.cli import cli
+from yarn_gguf.llamacpp.series import all_series
 
 from .command import COMMAND, environment
 from .make_gguf import small_model
+from .upstream import llama_cpp_source
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -155,11 +158,25 @@ def test_documented_json_fields_of_convert_are_the_real_ones(toy_folder: Callabl
     assert set(planned["rope"]) == documented("`rope`:")
 
 
+def test_documented_json_fields_of_the_llama_cpp_side_are_the_real_ones(tmp_path: Path) -> None:
+    """(Of `build`, test_build.py has the document.)"""
+    tree = tmp_path / "tree"
+    for file in {change.path for patch in all_series()[0].patches for change in patch.files} | {"CMakeLists.txt"}:
+        (tree / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(llama_cpp_source() / file, tree / file)
+    checked = run_json("patch", "check", tree)
+    fields = documented("## `patch --json`")
+    assert field_names(checked) - {"misfits"} == {name for name in fields if "misfits" not in name} | {"schema"}
+    examined = run_json("doctor")
+    examined["versions"], examined["programs"] = 0, 0
+    assert field_names(examined) == documented("## `doctor --json`") | {"schema"}
+
+
 def test_every_finding_is_explained() -> None:
     """Each code that stands in the source, in a call that makes a finding, stands in the docs."""
     call = re.compile(r"\b(?:warning|note|error|level)\(\s*\"([a-z_0-9]+)\"")
     codes = {code for path in (ROOT / "yarn_gguf").rglob("*.py") for code in call.findall(path.read_text("utf-8"))}
-    texts = [(ROOT / "docs" / name).read_text("utf-8") for name in ("inspect.md", "convert.md")]
+    texts = [(ROOT / "docs" / name).read_text("utf-8") for name in ("inspect.md", "convert.md", "llama-cpp.md")]
     explained = {code for text in texts for code in re.findall(r"`([a-z_0-9]+)`", text)}
     # `Fields.note` takes a field of config.json instead
     assert codes - {"layer_types", "rope_theta", "type"} <= explained

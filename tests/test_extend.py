@@ -524,7 +524,7 @@ def test_a_pipe_a_folder_and_a_device_are_refused_before_they_are_read(tmp_path:
 def test_what_stock_cannot_do_exactly_is_refused_when_typed_and_told_when_insisted_on(tmp_path: Path) -> None:
     model = small_model(tmp_path / "model.gguf", "qwen3")
     error = refused(run("extend", model, "--factor", "4", "--no-truncate"), 3)
-    assert "--encoding keys writes it for a llama.cpp with our patches" in error
+    assert "--encoding keys writes it for the patched llama.cpp of `yarn-gguf build`" in error
     assert "takes no rope_freqs tensor" in refused(run("extend", model, "--factor", "4", "--encoding", "baked"), 2)
     document = extended(model, "--factor", "4", "--no-truncate", "--encoding", "keys", "--json").json
     assert [found["code"] for found in document["findings"]] == ["not_exact_on_stock"]

@@ -50,15 +50,18 @@ def divergence(
     rope_parameters: RopeParameters | None,
     frequencies: Frequencies | None = None,
     ctx_params: Mapping[str, Any] | None = None,
+    runtime: Path | None = None,
 ) -> float:
-    """Mean KL(transformers‖llama.cpp) over `LENGTH` positions.
+    """Mean KL(transformers‖llama.cpp) over `LENGTH` positions, or as many as the context parameters say.
 
     transformers gets the rope parameters (none: unscaled) or, for what it has no name for, the frequencies. llama.cpp
     gets the file as it is, and these context parameters.
     """
+    params = {"n_ctx": LENGTH, **dict(ctx_params or {})}
+    read = tokens()[: params["n_ctx"]]
     config = {"max_position_embeddings": LENGTH} if rope_parameters else {}
-    reference = reference_logits(toy, rope_parameters, tokens(), frequencies, **config)
-    return float(kl(reference, llama_logits(file, tokens(), LENGTH, **dict(ctx_params or {}))).mean())
+    reference = reference_logits(toy, rope_parameters, read, frequencies, **config)
+    return float(kl(reference, llama_logits(file, read, runtime=runtime, **params)).mean())
 
 
 @cache

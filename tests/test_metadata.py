@@ -244,4 +244,4 @@ def test_a_huge_number_costs_nothing_on_the_command_line(command: Sequence[str],
 
 
 def test_every_scaling_key_is_named_once() -> None:
-    assert len(SCALING_KEYS) == len(set(SCALING_KEYS)) == 11
+    assert len(SCALING_KEYS) == len(set(SCALING_KEYS)) == 12

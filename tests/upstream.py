@@ -23,9 +23,11 @@ import numpy as np
 from filelock import FileLock
 
 VERSION = "0.3.36"
-SDIST = f"llama_cpp_python-{VERSION}.tar.gz"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-TREE = f"llama_cpp_python-{VERSION}/vendor/llama.cpp"
+OLDER = {  # releases that the patches are for as well
+    "0.3.35": "1139dbb54509074b70893fab8554e3b079aa9f4d312058ce4018ef0019e3de12",
+    "0.3.34": "d849d286d808284f1d3ec1bd6875572430d29d1f9574a010232caa4e9cef0e35",
+}
 DRIVER = Path(__file__).with_name("upstream_driver.py")
 
 
@@ -46,44 +48,54 @@ def _run(command: list[str | Path]) -> None:
         raise UpstreamFailed(f"{command} ended with {done.returncode}:\n{done.stdout[-1000:]}\n{done.stderr[-4000:]}")
 
 
-def _fetch(sdist: Path) -> None:
+def _fetch(sdist: Path, version: str, sha256: str) -> None:
     """Leaves the sdist at this path, complete and with the recorded checksum, or raises."""
     with tempfile.TemporaryDirectory(dir=sdist.parent) as temporary:
         pip: list[str | Path] = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        only = ["--no-deps", "--no-binary", "llama-cpp-python", f"llama-cpp-python=={VERSION}"]
+        only = ["--no-deps", "--no-binary", "llama-cpp-python", f"llama-cpp-python=={version}"]
         _run([*pip, "--dest", temporary, *only])
-        fetched = Path(temporary, SDIST)
-        _check(fetched)
+        fetched = Path(temporary, sdist.name)
+        _check(fetched, sha256)
         fetched.replace(sdist)
 
 
-def _check(sdist: Path) -> None:
+def _check(sdist: Path, sha256: str) -> None:
     with sdist.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256:
-        raise UpstreamFailed(f"{sdist}: sha256 is {found}, but {SHA256} is recorded; delete the file to fetch it again")
+    if found != sha256:
+        raise UpstreamFailed(f"{sdist}: sha256 is {found}, but {sha256} is recorded; delete the file to fetch it again")
 
 
 def _unpack(sdist: Path, tree: Path) -> None:
     """The llama.cpp folder of the sdist, moved to `tree` when all of it is there."""
+    inside = f"{sdist.name.removesuffix('.tar.gz')}/vendor/llama.cpp"
     with tempfile.TemporaryDirectory(dir=tree.parent) as temporary, tarfile.open(sdist) as archive:
-        members = (member for member in archive if member.name.startswith(f"{TREE}/"))
+        members = (member for member in archive if member.name.startswith(f"{inside}/"))
         archive.extractall(temporary, members=members, filter="data")
-        Path(temporary, TREE).rename(tree)
+        Path(temporary, inside).rename(tree)
 
 
 @cache
-def llama_cpp_source() -> Path:
-    """The unpacked llama.cpp tree of the pinned sdist. The first call on a machine takes half a minute."""
+def sdist(version: str = VERSION) -> Path:
+    """An sdist that we know, fetched by the first call on a machine, complete and with the recorded checksum."""
+    folder, sha256 = cache_folder(), {VERSION: SHA256, **OLDER}[version]
+    found = folder / f"llama_cpp_python-{version}.tar.gz"
+    with FileLock(folder / f"sdist-{version}.lock"):
+        if found.is_file():
+            _check(found, sha256)
+        else:
+            _fetch(found, version, sha256)
+    return found
+
+
+@cache
+def llama_cpp_source(version: str = VERSION) -> Path:
+    """The unpacked llama.cpp tree of an sdist. The first call on a machine takes half a minute."""
     folder = cache_folder()
-    tree, sdist = folder / f"llama.cpp-{VERSION}", folder / SDIST
+    tree = folder / f"llama.cpp-{version}"
     with FileLock(folder / "llama.cpp.lock"):
         if not tree.is_dir():
-            if sdist.is_file():
-                _check(sdist)
-            else:
-                _fetch(sdist)
-            _unpack(sdist, tree)
+            _unpack(sdist(version), tree)
     return tree
 
 

@@ -244,7 +244,9 @@ def _remedy(config: ModelConfig, intent: Intent, graph: Graph, meant: LayerRope)
     if not _can_be_written(intent, graph, meant):
         return f"{start}On {graph.arch} nothing mends all of it; to come near, {as_keys}"
     if _needs_patch(intent, graph, meant):
-        return f"{start}On {graph.arch} only a patched llama.cpp computes that; for one, {as_keys}"
+        return (
+            f"{start}On {graph.arch} only the patched llama.cpp of `yarn-gguf build` computes that; for it, {as_keys}"
+        )
     return f"{start}To mend it, {_convert(intent)}"
 
 

@@ -39,6 +39,7 @@ from yarn_gguf.metadata import (
     BETA_FAST,
     BETA_SLOW,
     CONTEXT,
+    DYNAMIC,
     FACTOR,
     LOG_MULTIPLIER,
     ORIGINAL,
@@ -49,7 +50,7 @@ from yarn_gguf.metadata import (
     Facts,
     read_facts,
 )
-from yarn_gguf.rope import ntk_base, yarn_magnitude
+from yarn_gguf.rope import Yarn, ntk_base, yarn_magnitude
 
 Encoding = Literal["auto", "keys", "baked"]
 ENCODINGS: Final[tuple[Encoding, ...]] = ("auto", "keys", "baked")
@@ -58,7 +59,7 @@ Values = dict[str, bool | int | float | str]
 MAX_CONTEXT: Final = (1 << 31) - 1
 MIN_NUMBER: Final = float(np.finfo(np.float32).tiny)
 MAX_NUMBER: Final = float(np.finfo(np.float32).max)
-PATCH_REMEDY: Final = "--encoding keys writes it for a llama.cpp with our patches (not released yet), which is exact"
+PATCH_REMEDY: Final = "--encoding keys writes it for the patched llama.cpp of `yarn-gguf build`, which is exact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +93,12 @@ def encode(model: Model, facts: Facts, tensors: Tensors, intent: Intent, choice:
         text = f"is scaled with {intent.method}, and nothing else can be written in its place; leave it as it is"
         raise InputError(text, file=model.path, code="no_basis")
     try:
-        tried = {name: make(model, facts, tensors, intent) for name, make in _candidates(facts, choice).items()}
+        tried = {name: make(model, facts, tensors, intent) for name, make in _candidates(facts, intent, choice).items()}
     except (OverflowError, ZeroDivisionError, struct.error) as error:
         text = f"these settings lead to numbers that no key can hold: {error}"
         raise InputError(text, file=model.path, code="bad_rope") from error
+    if choice == "baked" and intent.dynamic:
+        raise UsageError("a baked file has one factor; --dynamic needs --encoding keys", code="no_dynamic")
     if choice == "baked" and "baked" not in tried:
         raise UsageError(
             f"llama.cpp's {facts.arch} graph takes no rope_freqs tensor; use --encoding keys", code="no_bake"
@@ -109,9 +112,11 @@ def encode(model: Model, facts: Facts, tensors: Tensors, intent: Intent, choice:
     return asked
 
 
-def _candidates(facts: Facts, choice: Encoding) -> Mapping[str, Callable[[Model, Facts, Tensors, Intent], Encoded]]:
+def _candidates(
+    facts: Facts, intent: Intent, choice: Encoding
+) -> Mapping[str, Callable[[Model, Facts, Tensors, Intent], Encoded]]:
     makers = {"keys": _keys, "baked": _baked}
-    if GRAPHS[facts.arch].rope_freqs is not RopeFreqs.USED:
+    if GRAPHS[facts.arch].rope_freqs is not RopeFreqs.USED or intent.dynamic:
         del makers["baked"]
     return {name: make for name, make in makers.items() if choice in ("auto", name)}
 
@@ -209,7 +214,22 @@ def _yarn_keys(facts: Facts, intent: Intent) -> Values:
         values |= {BETA_FAST: yarn.beta_fast, BETA_SLOW: yarn.beta_slow}
     if not yarn.truncate:
         values[TRUNCATE] = False
-    return {**values, **_score_keys(facts, yarn.factor, intent.rope.magnitude(), intent.score_magnitude, yarn=True)}
+    values |= _score_keys(facts, yarn.factor, intent.rope.magnitude(), intent.score_magnitude, yarn=True)
+    if intent.dynamic:
+        _check_dynamic(yarn, values)
+        values[DYNAMIC] = True
+    return values
+
+
+def _check_dynamic(yarn: Yarn, values: Values) -> None:
+    """Under dynamic scaling llama.cpp computes the magnitude for every factor: one that is set holds for one alone."""
+    if yarn.attention_factor is None and values.get(ATTN_FACTOR, 1.0) == 1.0:
+        return
+    text = (
+        f"--dynamic needs the attention factor that follows from the factor, but {yarn.attention_factor or 'another'} "
+        "is set, which holds for one factor alone; leave --dynamic off"
+    )
+    raise UsageError(text, code="no_dynamic")
 
 
 _METHOD_KEYS: Final[dict[str, Callable[[Facts, Intent], Values]]] = {

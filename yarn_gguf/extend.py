@@ -113,7 +113,7 @@ def _resolved(before: Before, options: RopeOptions) -> Resolved:
 def _inexact(encoded: Encoded, facts: Facts) -> list[Finding]:
     if encoded.stock.exact:
         return []
-    remedy = "our patches (not released yet) make it exact" if encoded.patched.exact else "our patches will not mend it"
+    remedy = "the patched one of `yarn-gguf build` is exact" if encoded.patched.exact else "our patches do not mend it"
     return [warning("not_exact_on_stock", f"stock llama.cpp differs in {encoded.stock.text}; {remedy}")]
 
 

@@ -39,7 +39,8 @@ def own_intent(model: Model, facts: Facts, tensors: Tensors) -> Intent:
         rope = Rope(file_dimensions(facts, LayerClass.FULL), file_base(facts), scaling, under)
     except ValueError as error:
         raise InputError(f"its RoPE keys make no RoPE: {error}", file=model.path, code="bad_rope") from error
-    return Intent(rope, _original(facts, scaling), _context(facts, scaling))
+    dynamic = facts.dynamic is True and isinstance(scaling, Yarn)
+    return Intent(rope, _original(facts, scaling), _context(facts, scaling), dynamic)
 
 
 def _under(facts: Facts, tensors: Tensors) -> Scaling | None:

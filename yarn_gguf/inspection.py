@@ -37,6 +37,7 @@ from yarn_gguf.metadata import (
     BETA_FAST,
     BETA_SLOW,
     DEAD_ATTN_FACTOR,
+    DYNAMIC,
     EXT_FACTOR,
     FACTOR,
     LOG_MULTIPLIER,
@@ -134,7 +135,7 @@ def _remedy(before: Before, intent: Intent) -> str:
         return "nothing here mends it"
     if encoded.stock.exact:
         return "yarn-gguf extend mends it"
-    return "only our patches (not released yet) make it exact" if encoded.patched.exact else "nothing here mends it"
+    return "the patched one of `yarn-gguf build` is exact" if encoded.patched.exact else "nothing here mends it"
 
 
 def _wrong(differences: dict[Runtime, Difference], remedy: str) -> Iterator[Finding]:
@@ -205,13 +206,17 @@ def _runtime_traps(found: Inspection) -> Iterator[Finding]:
     facts, yarn = found.facts, found.intent.yarn
     betas = (32.0, 1.0) if yarn is None else (yarn.beta_fast, yarn.beta_slow)
     if betas != (32.0, 1.0) and file_type(facts) == "yarn":
-        level, where = (
-            (warning, "") if GRAPHS[facts.arch].beta_keys else (note, "with our patches (not released yet), ")
-        )
+        level, where = (warning, "") if GRAPHS[facts.arch].beta_keys else (note, "on a patched llama.cpp too, ")
         yield level(
             "llama_cpp_python_betas",
             f"{where}llama-cpp-python's Llama(...) passes betas 32/1 by default and so overrides "
             f"{betas[0]:g}/{betas[1]:g}; give yarn_beta_fast=-1.0, yarn_beta_slow=-1.0",
+        )
+    if facts.dynamic and file_type(facts) == "yarn":
+        yield warning(
+            "dynamic",
+            f"stock llama.cpp does not read {facts.arch}.{DYNAMIC}: it scales by {found.intent.factor:g} whatever the "
+            "context; the patched one by what the context needs, down to no scaling at all",
         )
     magnitudes = [layers.magnitude for layers in found.effective[Runtime.STOCK]]
     shifted = [magnitude for magnitude in magnitudes if abs(magnitude - 1) > TOLERANCE]

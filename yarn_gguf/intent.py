@@ -59,6 +59,7 @@ class Intent:
     rope: Rope
     original: int | None  # None: not known, since the file was scaled and does not say from where
     context: int
+    dynamic: bool = False  # YaRN whose factor follows the context that is opened, up to the one here
 
     @property
     def method(self) -> str:
@@ -105,6 +106,7 @@ class RopeOptions:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool | None = None
+    dynamic: bool | None = None
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -143,7 +145,8 @@ def resolve(own: Intent, options: RopeOptions) -> Resolved:
         )
     if method != "none" and context < own.context:
         notes += (f"a context of {context} is shorter than the model's own of {own.context}; {_same(own)}",)
-    return Resolved(Intent(rope, original, original if method == "none" else context), notes)
+    dynamic = method == "yarn" and _given(options.dynamic, own.dynamic)
+    return Resolved(Intent(rope, original, original if method == "none" else context, dynamic), notes)
 
 
 def _same(own: Intent) -> str:

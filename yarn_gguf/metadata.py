@@ -34,6 +34,7 @@ BETA_FAST: Final = "rope.scaling.yarn_beta_fast"
 BETA_SLOW: Final = "rope.scaling.yarn_beta_slow"
 LOG_MULTIPLIER: Final = "rope.scaling.yarn_log_multiplier"
 TRUNCATE: Final = "rope.scaling.yarn_truncate"  # read by the patched library; absent means true
+DYNAMIC: Final = "rope.scaling.yarn_dynamic"  # read by the patched library; absent means false
 FINETUNED: Final = "rope.scaling.finetuned"
 ALPHA: Final = "rope.scaling.alpha"
 BASE: Final = "rope.freq_base"
@@ -55,6 +56,7 @@ WRITTEN_TYPES: Final[dict[str, ValueType]] = {
     TYPE: ValueType.STRING,
     ORIGINAL: ValueType.UINT32,
     TRUNCATE: ValueType.BOOL,
+    DYNAMIC: ValueType.BOOL,
     **dict.fromkeys(
         (FACTOR, ATTN_FACTOR, BETA_FAST, BETA_SLOW, LOG_MULTIPLIER, BASE, BASE_SWA, DEAD_ATTN_FACTOR, EXT_FACTOR),
         ValueType.FLOAT32,
@@ -72,6 +74,7 @@ SCALING_KEYS: Final = (
     BETA_SLOW,
     LOG_MULTIPLIER,
     TRUNCATE,
+    DYNAMIC,
     OLD_FACTOR_KEY,
 )
 
@@ -137,6 +140,7 @@ class Facts:
     beta_slow: float | None
     log_multiplier: float | None
     truncate: bool | None
+    dynamic: bool | None
     alpha: float | None
     base: float | None
     base_swa: float | None
@@ -202,6 +206,7 @@ def _facts(keys: Keys) -> Facts:
         beta_slow=keys.number(BETA_SLOW),
         log_multiplier=keys.number(LOG_MULTIPLIER),
         truncate=keys.boolean(TRUNCATE),
+        dynamic=keys.boolean(DYNAMIC),
         alpha=keys.number(ALPHA),
         base=keys.number(BASE),
         base_swa=keys.number(BASE_SWA),

@@ -29,6 +29,7 @@ T = TypeVar("T")
 PREFIX: Final = "yarn_gguf."
 RESTORE: Final = PREFIX + "restore"
 PADDING: Final = PREFIX + "padding"
+DYNAMIC: Final = PREFIX + "dynamic"
 CONVERTED: Final = PREFIX + "convert."  # how the file was made: true of whatever is extended from it
 FOLDED: Final = CONVERTED + "folded_magnitude"
 _FORMAT: Final = 1
@@ -252,6 +253,8 @@ def settings_entries(intent: Intent, encoding: str, version: str) -> list[Entry]
         value = getattr(scaling, name, None)
         if value is not None:
             found.append(entry(PREFIX + name, kind, value))
+    if intent.dynamic:
+        found.append(entry(DYNAMIC, ValueType.BOOL, True))
     return found
 
 
@@ -267,7 +270,8 @@ def recorded_intent(model: Model, own: Intent) -> Intent | None:
     try:
         scaling: Scaling = make(**given)
         original = getattr(scaling, "original_context", own.original)
-        return Intent(Rope(own.rope.dim, own.rope.base, scaling, own.rope.under), original, context)
+        rope = Rope(own.rope.dim, own.rope.base, scaling, own.rope.under)
+        return Intent(rope, original, context, model.first.get(DYNAMIC) is True)
     except (TypeError, ValueError) as error:
         text = f"its {PREFIX}* keys make no RoPE: {error}"
         raise InputError(text, file=model.path, code="bad_restore") from error

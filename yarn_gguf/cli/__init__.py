@@ -15,10 +15,13 @@ from typing import Any, Final, NoReturn
 import click
 
 from yarn_gguf import __version__
+from yarn_gguf.cli.build import build
 from yarn_gguf.cli.convert import convert
+from yarn_gguf.cli.doctor import doctor
 from yarn_gguf.cli.extend import extend
 from yarn_gguf.cli.inspect import inspect
 from yarn_gguf.cli.options import Asked
+from yarn_gguf.cli.patch import patch
 from yarn_gguf.cli.render import print_json
 from yarn_gguf.errors import ResourceError, UsageError, YarnGgufError
 from yarn_gguf.process import SIGNALS, farewell, hold_streams, on_signals
@@ -69,9 +72,8 @@ def cli() -> None:
     """
 
 
-cli.add_command(convert)
-cli.add_command(extend)
-cli.add_command(inspect)
+for command in (convert, extend, inspect, patch, build, doctor):
+    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -109,6 +109,11 @@ _ROPE_OPTIONS = (
     click.option(
         "--truncate/--no-truncate", default=None, help="Round the ramp's ends to whole pairs.  [default: truncate]"
     ),
+    click.option(
+        "--dynamic/--no-dynamic",
+        default=None,
+        help="A patched llama.cpp scales only as far as the context that is opened.  [default: no]",
+    ),
 )
 
 

@@ -41,6 +41,8 @@ def rope_text(intent: Intent) -> str:
             details.append(f"betas {scaling.beta_fast:g}/{scaling.beta_slow:g}")
         if not scaling.truncate:
             details.append("not truncated")
+        if intent.dynamic:
+            details.append("dynamic")
         details.append(f"magnitude {intent.rope.magnitude():.5g}")
         found += f" ({', '.join(details)})"
     if under is not None:
@@ -64,6 +66,7 @@ def rope_json(intent: Intent, encoding: str | None) -> dict[str, Any]:
         "beta_slow": yarn and yarn.beta_slow,
         "attention_factor": intent.rope.magnitude(intent.context),
         "truncate": yarn and yarn.truncate,
+        "dynamic": intent.dynamic,
         "encoding": encoding,
     }
 

@@ -2,28 +2,23 @@
 
 It is llama.cpp's `convert_hf_to_gguf.py`, or what takes the same arguments. It writes to a temporary beside the final
 output, on the same file system; what becomes of that file is the caller's. What the child says is kept, and its end
-shown when it fails. Knows how a process is started and stopped; nothing of GGUF.
+shown when it fails. Knows nothing of GGUF.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Final
 
-from yarn_gguf.errors import ChildError, InputError, ResourceError, UsageError, printable
+from yarn_gguf.child import fate, last_words, run
+from yarn_gguf.errors import ChildError, InputError, ResourceError, UsageError
 
 OUTTYPES: Final = ("f32", "f16", "bf16", "q8_0", "auto")
-KEPT: Final = 1 << 20  # bytes of the end of what a child says that are looked at
-LINES: Final = 5
-LONGEST_LINE: Final = 300
-PATIENCE: Final = 5.0  # seconds between asking a child to end and making it
 
 
 @contextlib.contextmanager
@@ -52,13 +47,17 @@ def converted(
         command = [python or sys.executable, str(converter.resolve()), str(checkpoint.absolute())]
         command += ["--outfile", str(made), "--outtype", outtype, *(["--mmproj"] if mmproj else [])]
         with tempfile.TemporaryFile() as said:
-            status = _run(command, said, timeout)
+            try:
+                status = run(command, said, timeout=timeout)
+            except subprocess.TimeoutExpired as error:
+                text = f"did not end within {error.timeout:g} seconds: {last_words(said)}"
+                raise ChildError(text, file=converter, code="converter_slow") from error
             if status:
-                raise ChildError(f"{_fate(status)}: {_end(said)}", file=converter, code="converter_failed")
+                raise ChildError(f"{fate(status)}: {last_words(said)}", file=converter, code="converter_failed")
             found = _written(folder, made)
             if found is None:
                 raise ChildError(
-                    f"ended well, but wrote no file: {_end(said)}", file=converter, code="converter_silent"
+                    f"ended well, but wrote no file: {last_words(said)}", file=converter, code="converter_silent"
                 )
         yield found
 
@@ -78,58 +77,3 @@ def _folder_beside(output: Path) -> Iterator[Path]:
         raise ResourceError(text, file=output.parent, code="write_failed") from error
     with folder as name:
         yield Path(name).resolve()
-
-
-def _run(command: list[str], said: IO[bytes], timeout: float | None) -> int:
-    """The exit status of a child and of all that it starts: a group of its own, none of which outlives this call."""
-    group: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {}
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that the last lines of one that is killed are there
-    try:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment, **group)
-    except OSError as error:
-        raise ChildError(f"cannot be started: {error.strerror}", file=command[0], code="converter_failed") from error
-    try:
-        return child.wait(timeout)
-    except subprocess.TimeoutExpired as error:
-        text = f"did not end within {timeout:g} seconds: {_end(said)}"
-        raise ChildError(text, file=command[1], code="converter_slow") from error
-    finally:
-        _stop(child)
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    """Asks the whole group to end, then makes it; also when a second Ctrl-C comes meanwhile."""
-    try:
-        if child.poll() is None:
-            _signal(child, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(PATIENCE)
-    finally:
-        _signal(child, signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
-        child.wait()
-
-
-def _signal(child: subprocess.Popen[bytes], number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if os.name == "posix":
-            os.killpg(child.pid, number)
-        else:
-            child.terminate()
-
-
-def _fate(status: int) -> str:
-    if status > 0:
-        return f"ended with exit status {status}"
-    try:
-        return f"was ended by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"was ended by signal {-status}"
-
-
-def _end(said: IO[bytes]) -> str:
-    """The last lines that a child wrote, on one line."""
-    size = said.seek(0, os.SEEK_END)
-    said.seek(max(0, size - KEPT))
-    text = said.read().decode("utf-8", "replace")
-    lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
-    return printable(" | ".join(line[-LONGEST_LINE:] for line in lines[-LINES:])) or "it said nothing"

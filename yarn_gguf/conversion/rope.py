@@ -90,7 +90,7 @@ def _judged(difference: Difference, encoded: Encoded | None, base: Model, *, for
     """A checkpoint's own YaRN is written for a runtime that honours it; what no runtime would honour is refused."""
     if encoded is not None and not encoded.stock.exact:
         remedy = (
-            "our patches (not released yet) make it exact" if encoded.patched.exact else "no patch of ours mends it"
+            "the patched one of `yarn-gguf build` is exact" if encoded.patched.exact else "our patches do not mend it"
         )
         return warning("not_exact_on_stock", f"stock llama.cpp differs in {difference.text}; {remedy}")
     text = f"llama.cpp would differ from transformers in {difference.text}"
