@@ -31,6 +31,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/read_header.py
 	$(BIN)/python benchmarks/extend.py --size $(SIZE) $(FOLDER)
 	$(BIN)/python -m benchmarks.convert $(FOLDER)
+	$(BIN)/python -m benchmarks.quantize $(FOLDER)
 
 $(READY): pyproject.toml constraints.txt scripts/setup.sh
 	sh scripts/setup.sh $(PYTHON) $(VENV)

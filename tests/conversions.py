@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from yarn_gguf.conversion.decided import Outcome
 from yarn_gguf.conversion.wanted import Wanted
-from yarn_gguf.convert import Outcome, planned, write_conversion
+from yarn_gguf.conversion.writing import write_conversion
+from yarn_gguf.convert import planned
 
 
 def as_published(folder: Path, target: Path) -> Path:
@@ -21,11 +23,11 @@ def as_published(folder: Path, target: Path) -> Path:
     return target
 
 
-def convert_folder(folder: Path, out: Path, **wanted: Any) -> Outcome:
+def convert_folder(folder: Path, out: Path, outtype: str = "auto", **wanted: Any) -> Outcome:
     """Converts a checkpoint that has no tokenizer."""
-    request = Wanted(tokenizer=False, **wanted)
+    request = Wanted(tokenizer=False, outtypes=(outtype,), **wanted)
     with planned(folder, request) as conversion:
-        return write_conversion(conversion, out, wanted=request)
+        return write_conversion(conversion, [out], wanted=request)
 
 
 def convert_toy(folder: Path, out: Path, **wanted: Any) -> Path:

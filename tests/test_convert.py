@@ -756,7 +756,13 @@ def test_options_that_exclude_each_other_are_usage_errors(model: Path, tmp_path:
         ("--revision", ""),
         ("--split-max-size", "0"),
         ("--jobs", "0"),
-        ("--outtype", "q2_k"),
+        ("--outtype", "q2_kk"),
+        ("--converter", "x.py", "--imatrix", "y"),
+        ("--converter", "x.py", "--tensor-type", "attn_q=q8_0"),
+        ("--converter", "x.py", "--output-tensor-type", "q8_0"),
+        ("--converter", "x.py", "--token-embedding-type", "q8_0"),
+        ("--converter", "x.py", "--pure"),
+        ("--converter", "x.py", "--outtype", "f16,f32"),
     ):
         refused(run("convert", model, *arguments, "-o", tmp_path / "out.gguf"), 2)
     assert not (tmp_path / "out.gguf").exists()

@@ -290,7 +290,7 @@ WISHES: Final[dict[str, tuple[str, int, str]]] = {
     "a factor beyond what a GGUF can hold": ("--factor 1e300", 2, "more than"),
     "a context that llama.cpp cannot count": ("--factor 3e7", 2, "3840000000 tokens is more than"),
     "an attention factor of 0": ("--factor 4 --attention-factor -1", 2, "attention"),
-    "a type that is not written": ("--outtype q4_k_m", 2, "q4_k_m"),
+    "a type that is not written": ("--outtype q4_k_xl", 2, "q4_k_xl"),
 }
 
 

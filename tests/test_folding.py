@@ -18,7 +18,7 @@ from gguf import GGUFReader
 
 from yarn_gguf.before import read_before
 from yarn_gguf.cli.convert import convert
-from yarn_gguf.convert import Outcome
+from yarn_gguf.conversion.decided import Outcome
 from yarn_gguf.errors import InputError
 from yarn_gguf.extend import plan_extension, plan_restoration, write_extension
 from yarn_gguf.findings import Level

@@ -2,47 +2,43 @@
 
 A composition: read the config and the shards' headers, find the row of the architecture, plan every tensor, decide how
 the scaling is written, prove the tokenizer, lay out, write. What is decided is decided by the modules named in the
-imports; no weight is read before `write_conversion`, but for a head that must equal the embedding.
+imports; no weight is read before the files are written, but for a head that must equal the embedding.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from yarn_gguf import __version__
 from yarn_gguf.archs import ARCHITECTURES, Row
 from yarn_gguf.archs.common import as_stored
-from yarn_gguf.archs.tensor_plan import NUMBERS, check_tied_head, plan_tensors
-from yarn_gguf.archs.tensors import Planned
+from yarn_gguf.archs.tensor_plan import check_tied_head, plan_tensors
 from yarn_gguf.checkpoint.lora import merged, read_adapter
 from yarn_gguf.checkpoint.shards import read_checkpoint
 from yarn_gguf.checkpoint.weights import Weight, Weights, open_weights
-from yarn_gguf.checkpoint_ropes import MeantRopes, meant_ropes
+from yarn_gguf.checkpoint_ropes import meant_ropes
 from yarn_gguf.config.audit import audit
 from yarn_gguf.config.fields import shown
 from yarn_gguf.config.hyperparameters import Hyperparameters
 from yarn_gguf.config.model_config import ModelConfig, read_config
-from yarn_gguf.conversion.file import Blueprint, files, shards, with_way_back
-from yarn_gguf.conversion.folding import Fold, fold_magnitude, unfolded, with_mark
-from yarn_gguf.conversion.general import General, count_parameters, default_name, read_general
-from yarn_gguf.conversion.keys import Known, file_type, unscaled_keys
-from yarn_gguf.conversion.outputs import Beside, Companion, check_no_source
+from yarn_gguf.conversion.decided import Conversion, Version
+from yarn_gguf.conversion.file import Blueprint, shards, with_way_back
+from yarn_gguf.conversion.folding import Fold, fold_magnitude, roundings, unfolded, with_mark
+from yarn_gguf.conversion.general import count_parameters, default_name, read_general
+from yarn_gguf.conversion.keys import Known, unscaled_keys, with_file_type
 from yarn_gguf.conversion.rope import Written, rope_parts, write_rope
+from yarn_gguf.conversion.variants import Variant, base_type, variants
 from yarn_gguf.conversion.wanted import Wanted
 from yarn_gguf.effective import Tensors
 from yarn_gguf.encoding import check_range
-from yarn_gguf.errors import ChildError, InputError, ResourceError, UsageError, about
+from yarn_gguf.errors import ChildError, InputError, about
 from yarn_gguf.findings import Finding, Level, note, warning
-from yarn_gguf.gguf_file.fill import Progress
 from yarn_gguf.gguf_file.format import ValueType
 from yarn_gguf.gguf_file.header import Entry, entry
-from yarn_gguf.gguf_file.shards import part_path
-from yarn_gguf.gguf_file.writer import check_space, check_target, staged
 from yarn_gguf.metadata import read_facts
 from yarn_gguf.provenance import PREFIX, settings_entries
 from yarn_gguf.tokenizer.check import check_tokenizer
@@ -50,50 +46,6 @@ from yarn_gguf.tokenizer.reading import read_vocabulary
 from yarn_gguf.tokenizer.vocabulary import Vocabulary
 
 ELSEWHERE: Final = "--converter PATH/convert_hf_to_gguf.py has llama.cpp's own do it"
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """Everything that will be written, decided; no byte of it is on disk yet."""
-
-    folder: Path
-    config: ModelConfig
-    row: Row
-    outtype: str
-    general: General
-    vocabulary: Vocabulary | None
-    meant: MeantRopes
-    written: Written
-    blueprint: Blueprint
-    findings: tuple[Finding, ...]
-    tokenizer_verdict: str
-    verify: Callable[[], None] = lambda: None  # raises if a file that weights come from has changed
-
-    @property
-    def tensors(self) -> tuple[Planned, ...]:
-        return tuple(tensor for each in self.blueprint.tensors for tensor in each)
-
-    @property
-    def type_name(self) -> str:
-        return file_type(self.tensors, self.outtype).upper()
-
-    @property
-    def exact(self) -> bool:
-        """On stock llama.cpp, by all that is known: the RoPE, and the settings that were converted under protest."""
-        return self.written.exact and not any(f.code == "not_honoured" for f in self.findings)
-
-    @property
-    def bytes(self) -> int:
-        return sum(header.stamp.size for header in self.blueprint.headers)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    conversion: Conversion
-    outputs: tuple[tuple[Path, int], ...]
-    seconds: float
-    findings: tuple[Finding, ...]
-    beside: tuple[Beside, ...] = ()
 
 
 @contextmanager
@@ -159,9 +111,8 @@ def _plan(folder: Path, config: ModelConfig, row: Row, weights: Mapping[str, Wei
     findings = [note("config", text) for text in config.notes] + _audited(
         config, meant.intent.context, force=wanted.force
     )
-    outtype = guessed_type(weights) if wanted.outtype == "auto" else wanted.outtype
     check_tied_head(h, weights)
-    tensors = plan_tensors(row, h, weights, NUMBERS[outtype.upper()])
+    tensors = plan_tensors(row, h, weights, base_type(weights))
     fold = fold_magnitude(row.arch, h, meant, tensors) if wanted.fold else unfolded(meant, tensors)
     parts = rope_parts(row.arch, meant)
     called = None if wanted.origin is None else wanted.origin[0].rpartition("/")[2]
@@ -169,14 +120,33 @@ def _plan(folder: Path, config: ModelConfig, row: Row, weights: Mapping[str, Wei
     vocabulary = _vocabulary(folder, config, wanted)
     findings += [note("general", text) for text in general.notes]
     findings += [] if vocabulary is None else list(vocabulary.notes)
-    known = Known(row, h, weights, meant, tensors, outtype, general, vocabulary)
+    known = Known(row, h, weights, meant, general, vocabulary)
     keys = unscaled_keys(known, parts.keys, wanted)
-    sets = shards((*fold.tensors, *parts.vectors), wanted.split)
-    base = Blueprint(folder, {e.key: e for e in keys}, sets, parts.rope_freqs)
-    written, blueprint = _scaled(base, fold, wanted)
+    all_tensors = (*fold.tensors, *parts.vectors)
+    found = variants(folder, all_tensors, keys, weights, wanted)
+    findings += [finding for variant in found for finding in (*variant.findings, *roundings(fold, variant.tensors))]
+    versions, written = _versions(folder, keys, found, parts.rope_freqs, fold, wanted)
     verdict, proven = _proven(folder, vocabulary, keys, wanted)
-    found = (*findings, *fold.findings, *written.findings, *proven)
-    return Conversion(folder, config, row, outtype, general, vocabulary, meant, written, blueprint, found, verdict)
+    all_findings = tuple(dict.fromkeys((*findings, *fold.findings, *written.findings, *proven)))
+    return Conversion(folder, config, row, general, vocabulary, meant, written, versions, all_findings, verdict)
+
+
+def _versions(
+    folder: Path,
+    keys: Sequence[Entry],
+    found: Sequence[Variant],
+    rope_freqs: tuple[float, ...] | None,
+    fold: Fold,
+    wanted: Wanted,
+) -> tuple[tuple[Version, ...], Written]:
+    """The RoPE is written into each; it is the same decision for all, as it depends on no tensor's type."""
+    versions: list[Version] = []
+    for variant in found:
+        entries = {e.key: e for e in (*with_file_type(keys, variant.file_type), *variant.keys)}
+        base = Blueprint(folder, entries, shards(variant.tensors, wanted.split), rope_freqs)
+        written, blueprint = _scaled(base, fold, wanted)
+        versions.append(Version(variant.name, variant.kind, blueprint))
+    return tuple(versions), written
 
 
 def _proven(
@@ -209,12 +179,6 @@ def _audited(config: ModelConfig, context: int, *, force: bool) -> list[Finding]
     return [replace(f, level=Level.WARNING) if f.level is Level.ERROR else f for f in found]
 
 
-def guessed_type(weights: Mapping[str, Weight]) -> str:
-    """As upstream's converter guesses: by the first matrix that is 16 bits wide; else f16."""
-    wide = (w.dtype for w in weights.values() if len(w.shape) > 1 and w.dtype in ("BF16", "F16"))
-    return next(wide, "F16").lower()
-
-
 def _vocabulary(folder: Path, config: ModelConfig, wanted: Wanted) -> Vocabulary | None:
     if not wanted.tokenizer:
         return None
@@ -238,68 +202,10 @@ def _scaled(base: Blueprint, fold: Fold, wanted: Wanted) -> tuple[Written, Bluep
     return written, with_way_back(base, scaled)
 
 
-def output_name(conversion: Conversion, wanted: Wanted) -> str:
+def output_name(conversion: Conversion, version: Version, wanted: Wanted) -> str:
     """Upstream's default name, with the scaling in it where one was asked for."""
-    name = default_name(conversion.general, conversion.type_name)
+    name = default_name(conversion.general, version.kind)
     intent = conversion.written.intent
     if not wanted.rope.given or conversion.written.encoded is None:
         return name
     return f"{name.removesuffix('.gguf')}-{intent.short}.gguf"
-
-
-def write_conversion(
-    conversion: Conversion,
-    output: Path,
-    *,
-    wanted: Wanted,
-    companion: Companion | None = None,
-    dry_run: bool = False,
-    jobs: int = 0,
-    progress: Progress = lambda _: None,
-) -> Outcome:
-    """Writes all files and gives them their names together; on a dry run only checks that it could."""
-    began = time.monotonic()
-    made = files(conversion.blueprint, check=wanted.check)
-    count = len(made)
-    finals = [output] if count == 1 else [part_path(output, i + 1, count) for i in range(count)]
-    outputs = tuple((final, each.size) for final, each in zip(finals, made, strict=True))
-    others = () if companion is None else (companion.final,)
-    findings = conversion.findings + _obstacles(conversion, (*finals, *others), outputs, wanted, dry_run=dry_run)
-    if dry_run:
-        return Outcome(conversion, outputs, 0.0, findings, tuple(Beside(path) for path in others))
-    with ExitStack() as stack:
-        ready = () if companion is None else ((companion.final, stack.enter_context(companion.make())),)
-        confirm = conversion.verify
-        with staged(overwrite=wanted.force, jobs=jobs, progress=progress, confirm=confirm) as stage:
-            for final, each in zip(finals, made, strict=True):
-                stage.write(final, each.size, each.pieces)
-            for final, theirs in ready:
-                stage.adopt(final, theirs.path)
-    beside = tuple(Beside(final, theirs.bytes, theirs.type) for final, theirs in ready)
-    return Outcome(conversion, outputs, time.monotonic() - began, findings, beside)
-
-
-def _obstacles(
-    conversion: Conversion,
-    finals: Sequence[Path],
-    sizes: Sequence[tuple[Path, int]],
-    wanted: Wanted,
-    *,
-    dry_run: bool,
-) -> tuple[Finding, ...]:
-    """Refuses names that cannot be given; a dry run goes on where only force or room is lacking, and says so."""
-    findings: tuple[Finding, ...] = ()
-    for final in finals:
-        try:
-            check_target(final, (), overwrite=wanted.force)
-        except UsageError as problem:
-            if not dry_run or problem.code != "output_exists":
-                raise
-            findings += (warning(problem.code, str(problem)),)
-        check_no_source(final, (conversion.folder, wanted.lora))
-    if dry_run:
-        try:
-            check_space(sizes)
-        except ResourceError as problem:
-            findings += (warning(problem.code, str(problem)),)
-    return findings

@@ -1,8 +1,10 @@
 """The C functions of the installed llama.cpp libraries that change numbers from one type to another.
 
 The only place that loads libggml by itself. `llama_cpp` is not imported for it: that would load all of llama.cpp.
-Each function is proven on hard numbers when it is first asked for, so whoever gets one may rely on its bits; where the
-library, the function or the proof is missing the answer is None, and the caller has numpy. Knows no tensors, no files.
+Each kernel is proven on hard numbers when it is first asked for, so whoever gets one may rely on its bits; where the
+library, the function or the proof is missing the answer is None, and the caller has numpy. The quantizers have nothing
+that stands in for them. ggml ends the process where it finds something that cannot be: `ending` says who hears of it.
+Knows no tensors, no files.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import ctypes
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -77,6 +81,85 @@ def kernel(source: str, target: str) -> Kernel | None:
             out[whole:] = converted(numbers[whole:], source, target)
 
     return run if _is_exact(run, source, target) else None
+
+
+# ---- quantizers
+
+
+class Missing(Exception):
+    """There is no libggml-base here."""
+
+
+@cache
+def _base() -> ctypes.CDLL:
+    library = _library("base")
+    if library is None or getattr(library, "ggml_quantize_chunk", None) is None:
+        raise Missing
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    library.ggml_quantize_chunk.argtypes = (ctypes.c_int, pointer, pointer, count, count, count, pointer)
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_validate_row_data.argtypes = (ctypes.c_int, pointer, ctypes.c_size_t)
+    library.ggml_validate_row_data.restype = ctypes.c_bool
+    return library
+
+
+def quantize(type: int, numbers: Bits, row: int, importance: Bits | None, out: Bits) -> bool:
+    """Whole rows of float32 into `out`, without the interpreter's lock; whether ggml finds the result valid.
+
+    `importance`: a number for each element of a row. All arrays are contiguous.
+    """
+    library, weights = _base(), None if importance is None else _address(importance)
+    target, rows = _address(out), numbers.size // row
+    size = library.ggml_quantize_chunk(type, _address(numbers), target, 0, rows, row, weights)
+    if size != out.size:
+        raise AssertionError(f"ggml made {size} bytes of {rows} rows, not {out.size}")
+    return bool(library.ggml_validate_row_data(type, target, size))
+
+
+def free() -> None:
+    """Gives back the tables that quantizers have made; they are made again when needed."""
+    with suppress(Missing):
+        _base().ggml_quantize_free()
+
+
+class _Doing(threading.local):
+    what = ""
+
+
+_DOING: Final = _Doing()
+_ENDING: Final = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """What this thread asks of ggml, for whoever hears that ggml has had enough."""
+    _DOING.what = what
+    yield
+    _DOING.what = ""
+
+
+@contextmanager
+def ending(hear: Callable[[str, str], None]) -> Iterator[None]:
+    """`hear` is told what was being done and what ggml says when it ends the process, on the thread where that happens.
+
+    It must not come back: what called ggml cannot go on, and the process is aborted when it does.
+    """
+    try:
+        library = _base()
+    except Missing:
+        yield
+        return
+
+    def heard(said: bytes) -> None:
+        hear(_DOING.what, said.decode("utf-8", "replace"))
+
+    callback = _ENDING(heard)
+    library.ggml_set_abort_callback.restype = ctypes.c_void_p
+    library.ggml_set_abort_callback(callback)
+    try:
+        yield
+    finally:
+        library.ggml_set_abort_callback(None)
 
 
 def _address(array: Bits) -> int:

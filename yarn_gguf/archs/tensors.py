@@ -40,3 +40,4 @@ class Planned:
     shape: tuple[int, ...]  # slowest axis first; a GGUF has them the other way round
     type: int  # ggml's number
     parts: tuple[Part, ...]  # their results follow each other
+    importance: Callable[[], np.ndarray[Any, Any]] | None = None  # of its columns, one matrix after the other

@@ -92,7 +92,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 def _run(args: list[str]) -> int:
     """Runs a command; whatever comes out of it becomes one line and an exit code."""
-    asked = Asked()
+    asked = Asked(end=lambda error: os._exit(_fail(error, as_json=_wants_json(asked, args))))
     try:
         code: Any = cli.main(args, prog_name="yarn-gguf", standalone_mode=False, obj=asked)
         sys.stdout.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -20,11 +21,11 @@ from yarn_gguf.cli.render import (
     rope_text,
     shortened,
 )
+from yarn_gguf.conversion.decided import Conversion, Outcome, Output, Version
 from yarn_gguf.conversion.folding import Scaled
 from yarn_gguf.conversion.hand_over import HandedOver
 from yarn_gguf.conversion.outputs import Beside
 from yarn_gguf.conversion.slices import memory_of, size_of
-from yarn_gguf.convert import Conversion, Outcome
 from yarn_gguf.errors import printable
 from yarn_gguf.extend import main_type
 from yarn_gguf.gguf_file.format import TENSOR_TYPES
@@ -38,25 +39,33 @@ def conversion_document(outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
     encoded = conversion.written.encoded
     encoding = None if encoded is None else encoded.encoding
     document = {
-        "outputs": [
-            {
-                "path": str(outcome.outputs[0][0]),
-                "files": [{"path": str(path), "bytes": count, "how": "written"} for path, count in outcome.outputs],
-                "bytes": conversion.bytes,
-                "type": conversion.outtype.upper(),
-            },
-            *map(_beside_json, outcome.beside),
-        ],
+        "outputs": [*map(_output_json, outcome.outputs), *map(_beside_json, outcome.beside)],
         "seconds": outcome.seconds,
         "dry_run": dry_run,
         "arch": conversion.row.arch,
         "rope": rope_json(conversion.written.intent, encoding),
         "encoding": encoding,
         "exact": {"stock": conversion.exact, "patched": encoded is None or encoded.patched.exact},
-        "tensors": len(conversion.tensors),
+        "tensors": len(conversion.versions[0].tensors),
         "findings": findings_json(outcome.findings),
     }
-    return {**document, "plan": [_planned_json(each) for each in conversion.tensors]} if dry_run else document
+    plan = [_planned_json(each, version) for version in conversion.versions for each in version.tensors]
+    return {**document, "plan": plan} if dry_run else document
+
+
+def _output_json(output: Output) -> dict[str, Any]:
+    return {
+        "path": str(output.path),
+        "files": [{"path": str(path), "bytes": count, "how": "written"} for path, count in output.files],
+        "bytes": output.version.bytes,
+        "type": output.version.outtype.upper(),
+        "tensor_types": [{"type": name, "tensors": n} for name, n in tensor_types(output.version).items()],
+    }
+
+
+def tensor_types(version: Version) -> dict[str, int]:
+    """How many tensors have each type, the most frequent first."""
+    return dict(Counter(TENSOR_TYPES[tensor.type].name for tensor in version.tensors).most_common())
 
 
 def other_document(done: HandedOver) -> dict[str, Any]:
@@ -105,8 +114,9 @@ def _beside_rows(beside: tuple[Beside, ...], converter: str) -> list[tuple[str, 
     return [("mmproj", f"{each.path}, {size} {converter}") for each, size in zip(beside, sizes, strict=True)]
 
 
-def _planned_json(tensor: Planned) -> dict[str, Any]:
+def _planned_json(tensor: Planned, version: Version) -> dict[str, Any]:
     return {
+        "outtype": version.outtype.upper(),
         "name": tensor.name,
         "shape": list(tensor.shape),
         "type": TENSOR_TYPES[tensor.type].name,
@@ -125,29 +135,48 @@ def _transforms(tensor: Planned) -> list[str]:
 def print_conversion(outcome: Outcome, converter: str, *, dry_run: bool, jobs: int) -> None:
     conversion = outcome.conversion
     if dry_run:
-        click.echo("\n".join(_plan_lines(conversion)))
-    path, _ = outcome.outputs[0]
-    count = len(outcome.outputs)
-    done = f"{path}, {size_text(conversion.bytes)}" + (f" in {count} parts" if count > 1 else "")
+        for version in conversion.versions:
+            click.echo("\n".join(_plan_lines(version, several=len(conversion.versions) > 1)))
     rows = [("was", rope_text(conversion.meant.own)), ("is", rope_text(conversion.written.intent))]
     rows += [("encoding", _encoding_text(conversion)), ("tokens", _vocabulary_text(conversion))]
+    rows += [("types", _types_text(output.version)) for output in outcome.outputs if _is_mixed(output.version)]
     if dry_run:
-        free = shutil.disk_usage(path.parent).free
-        memory = size_text(memory_of(conversion.tensors, jobs or os.cpu_count() or 1))
-        disk = f"{size_text(conversion.bytes)} of disk, {size_text(free)} are free"
-        rows.append(("needs", f"{disk}; about {memory} of memory"))
-        rows.append(("would be", done))
-    else:
-        rows.append(("wrote", f"{done}, {outcome.seconds:.1f} s"))
+        rows.append(("needs", _needs_text(outcome, jobs or os.cpu_count() or 1)))
+    said, took = ("would be", "") if dry_run else ("wrote", f", {outcome.seconds:.1f} s")
+    rows += [(said, f"{_written_text(output)}{took}") for output in outcome.outputs]
     rows += _beside_rows(outcome.beside, converter)
     title = f"{conversion.folder.resolve().name}  {conversion.row.arch}, {conversion.config.layers} layers"
-    print_rows(f"{title}, {conversion.outtype.upper()}", rows)
+    print_rows(f"{title}, {', '.join(version.outtype.upper() for version in conversion.versions)}", rows)
     print_findings(outcome.findings)
 
 
-def _plan_lines(conversion: Conversion) -> Iterator[str]:
-    width, line = max(len(tensor.name) for tensor in conversion.tensors), line_width()
-    for tensor in conversion.tensors:
+def _is_mixed(version: Version) -> bool:
+    """Whether the type does not say it all: besides itself and float32 there are others."""
+    return bool(tensor_types(version).keys() - {version.outtype.upper(), "F32"})
+
+
+def _types_text(version: Version) -> str:
+    counts = ", ".join(f"{count} {name}" for name, count in tensor_types(version).items())
+    return f"{version.outtype.upper()}: {counts}"
+
+
+def _needs_text(outcome: Outcome, jobs: int) -> str:
+    conversion, folder = outcome.conversion, outcome.outputs[0].path.parent
+    memory = max(memory_of(version.tensors, jobs) for version in conversion.versions)
+    disk = f"{size_text(conversion.bytes)} of disk, {size_text(shutil.disk_usage(folder).free)} are free"
+    return f"{disk}; about {size_text(memory)} of memory"
+
+
+def _written_text(output: Output) -> str:
+    parts = f" in {len(output.files)} parts" if len(output.files) > 1 else ""
+    return f"{output.path}, {size_text(output.version.bytes)}{parts}"
+
+
+def _plan_lines(version: Version, *, several: bool) -> Iterator[str]:
+    width, line = max(len(tensor.name) for tensor in version.tensors), line_width()
+    if several:
+        yield f"{version.outtype.upper()}:"
+    for tensor in version.tensors:
         sources = list(dict.fromkeys(weight.name for part in tensor.parts for weight in part.weights))
         more = f" … {sources[-1]} ({len(sources)})" if len(sources) > 2 else f", {sources[1]}" if sources[1:] else ""
         how = f"  [{', '.join(_transforms(tensor))}]" if _transforms(tensor) else ""

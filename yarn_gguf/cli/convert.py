@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,18 +14,24 @@ from yarn_gguf.cli.conversions import conversion_document, other_document, print
 from yarn_gguf.cli.options import (
     GGUF_PATH,
     OUTPUT_PATH,
+    Asked,
     encoding_option,
+    given_path,
     is_folder,
     json_option,
     rope_options,
     size,
 )
+from yarn_gguf.cli.quantizations import outtypes, override, tensor_type, unheard
 from yarn_gguf.cli.render import print_json, progress_bar, result
+from yarn_gguf.conversion.decided import Conversion, Version
+from yarn_gguf.conversion.foreign import OUTTYPES as TOWER_TYPES
 from yarn_gguf.conversion.hand_over import companion, convert_elsewhere
-from yarn_gguf.conversion.wanted import OUTTYPES, Wanted
-from yarn_gguf.convert import Conversion, knows, output_name, planned, write_conversion
+from yarn_gguf.conversion.wanted import Types, Wanted
+from yarn_gguf.conversion.writing import write_conversion
+from yarn_gguf.convert import knows, output_name, planned
 from yarn_gguf.encoding import Encoding
-from yarn_gguf.errors import InputError, UsageError, about
+from yarn_gguf.errors import InputError, UsageError, YarnGgufError, about
 from yarn_gguf.intent import RopeOptions
 
 
@@ -35,11 +42,27 @@ from yarn_gguf.intent import RopeOptions
 )
 @click.option(
     "--outtype",
-    type=click.Choice(OUTTYPES),
+    type=outtypes,
+    metavar="TYPE[,TYPE…]",
     default="auto",
     show_default=True,
-    help="Type of the matrices; auto: 16 bits, as the checkpoint has them.",
+    help="f32, f16, bf16, q8_0, or a quantization of llama-quantize (Q4_K_M, IQ4_XS, …); auto: 16 bits, as the"
+    " checkpoint has them. Several: a file for each.",
 )
+@click.option("--imatrix", type=given_path, metavar="FILE", help="Importance matrix, as llama-imatrix writes it.")
+@click.option(
+    "--tensor-type",
+    "overrides",
+    type=override,
+    multiple=True,
+    metavar="PATTERN=TYPE",
+    help="Give tensors whose name the pattern finds this type (attn_q=q8_0); can be repeated.",
+)
+@click.option("--output-tensor-type", "output_type", type=tensor_type, metavar="TYPE", help="Type of output.weight.")
+@click.option(
+    "--token-embedding-type", "embedding_type", type=tensor_type, metavar="TYPE", help="Type of the token embeddings."
+)
+@click.option("--pure", is_flag=True, help="One type for all tensors of a quantization, no mix.")
 @rope_options
 @encoding_option
 @click.option("--model-name", metavar="NAME", help="general.name.  [default: from the model card or the folder]")
@@ -63,10 +86,17 @@ from yarn_gguf.intent import RopeOptions
 @click.option("--force", is_flag=True, help="Replace an output; convert settings that llama.cpp does not honour.")
 @click.option("--jobs", type=click.IntRange(1), help="Threads.  [default: the number of cores]")
 @json_option
+@click.pass_obj
 def convert(
+    asked: Asked | None,
     checkpoint: str,
     output: Path | None,
-    outtype: str,
+    outtype: tuple[str, ...],
+    imatrix: str | None,
+    overrides: tuple[tuple[str, int], ...],
+    output_type: int | None,
+    embedding_type: int | None,
+    pure: bool,
     rope: RopeOptions,
     encoding: Encoding,
     model_name: str | None,
@@ -95,6 +125,7 @@ def convert(
     \b
     yarn-gguf convert Qwen3-8B --factor 4
     yarn-gguf convert Qwen/Qwen3-8B --download --ctx 128k --outtype q8_0 -o .
+    yarn-gguf convert Qwen3-8B --outtype Q8_0,Q4_K_M,IQ4_XS --imatrix imatrix.gguf
     """
     if mmproj and converter is None:
         raise UsageError("--mmproj is done by another converter: name it with --converter", code="usage")
@@ -118,8 +149,11 @@ def convert(
         fold=fold_magnitude,
         force=force,
         origin=_origin(located),
+        types=Types(overrides, output_type, embedding_type, pure),
+        imatrix=imatrix,
     )
-    run = _Run(located, wanted, output, jobs or 0, dry_run=dry_run, as_json=as_json)
+    end = Asked().end if asked is None else asked.end
+    run = _Run(located, wanted, output, jobs or 0, end, dry_run=dry_run, as_json=as_json)
     if converter is not None and not (mmproj and knows(located.folder)):
         _elsewhere(run, converter, mmproj=mmproj)
     else:
@@ -151,6 +185,7 @@ class _Run:
     wanted: Wanted
     output: Path | None
     jobs: int
+    end: Callable[[YarnGgufError], None]
     dry_run: bool
     as_json: bool
 
@@ -176,6 +211,12 @@ def _check_elsewhere(run: _Run) -> None:
         "--no-vocab": not wanted.tokenizer,
         "--model-name": wanted.name != usual.name,
         "--check": wanted.check,
+        "--imatrix": wanted.imatrix is not None,
+        "--tensor-type": bool(wanted.types.overrides),
+        "--output-tensor-type": wanted.types.output is not None,
+        "--token-embedding-type": wanted.types.embedding is not None,
+        "--pure": wanted.types.pure,
+        "more than one --outtype": len(wanted.outtypes) > 1,
     }
     if refused := [option for option, given in asked.items() if given]:
         raise UsageError(f"--converter takes no {', '.join(refused)}", code="usage")
@@ -188,19 +229,27 @@ def _here(run: _Run, converter: Path | None) -> None:
         if wanted.encoding != "auto" and conversion.written.encoded is None:
             text = f"--encoding {wanted.encoding}, but nothing is scaled; give --factor or --ctx"
             raise UsageError(text, code="nothing_to_encode")
-        final = _final(run, conversion)
-        tower = None if converter is None else companion(converter, folder, final, wanted.outtype)
-        with progress_bar(conversion.bytes, hidden=run.as_json or run.dry_run) as progress:
+        finals = [_final(run, conversion, version) for version in conversion.versions]
+        _check_names(finals)
+        tower = None if converter is None else companion(converter, folder, finals[0], _tower_type(wanted.outtype))
+        with unheard() as heard, progress_bar(conversion.bytes, hidden=run.as_json or run.dry_run) as progress:
+
+            def end(error: YarnGgufError) -> None:
+                heard()
+                run.end(error)
+
             outcome = write_conversion(
                 conversion,
-                final,
+                finals,
                 wanted=wanted,
                 companion=tower,
                 dry_run=run.dry_run,
                 jobs=run.jobs,
                 progress=progress,
+                end=end,
             )
-    written = [] if run.dry_run else [outcome.outputs[0][0], *(each.path for each in outcome.beside)]
+    paths = [*(each.path for each in outcome.outputs), *(each.path for each in outcome.beside)]
+    written = [] if run.dry_run else paths
     with result(*written):
         if run.as_json:
             print_json(conversion_document(outcome, dry_run=run.dry_run))
@@ -247,14 +296,26 @@ def _origin(located: Located) -> tuple[str, str] | None:
     return None if located.repository is None else (located.repository, located.revision or "")
 
 
-def _final(run: _Run, conversion: Conversion) -> Path:
+def _tower_type(outtype: str) -> str:
+    """Of the vision part, which is never quantized."""
+    return outtype if outtype in TOWER_TYPES else "auto"
+
+
+def _check_names(finals: Sequence[Path]) -> None:
+    """Several files need several names."""
+    if len(set(finals)) < len(finals):
+        text = "would be the name of several files; name a folder, or put {ftype} in the name"
+        raise UsageError(text, file=finals[0], code="one_name")
+
+
+def _final(run: _Run, conversion: Conversion, version: Version) -> Path:
     """Beside the checkpoint, as upstream has it; what comes from the hub's cache goes to the current folder."""
     output = run.output or (run.located.folder if run.located.repository is None else Path())
     if is_folder(output):
-        return output / output_name(conversion, run.wanted)
+        return output / output_name(conversion, version, run.wanted)
     if not output.name:
         raise UsageError("names no file", file=output, code="usage")
-    return output.with_name(_templated(output.name, conversion.outtype))
+    return output.with_name(_templated(output.name, version.outtype))
 
 
 def _templated(name: str, outtype: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from yarn_gguf.encoding import ENCODINGS
-from yarn_gguf.errors import UsageError
+from yarn_gguf.errors import UsageError, YarnGgufError
 from yarn_gguf.intent import METHODS, RopeOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,6 +57,13 @@ class _Name(click.Path):
         if value == "":
             self.fail("is empty; name a file", param, ctx)
         return super().convert(value, param, ctx)
+
+
+def given_path(text: str) -> str:
+    """A path, exactly as it was given."""
+    if not text:
+        raise click.BadParameter("is empty; name a file")
+    return text
 
 
 class _Output(_Name):
@@ -142,9 +149,13 @@ encoding_option = click.option(
 
 @dataclass
 class Asked:
-    """What click made of `--json`, for errors that end a command; None while it had not come so far."""
+    """What click made of `--json`, for errors that end a command; None while it had not come so far.
+
+    `end`: ends the process with an error, from whatever thread, where nothing can go on.
+    """
 
     json: bool | None = None
+    end: Callable[[YarnGgufError], None] = lambda _: None
 
 
 def _remember(ctx: click.Context, _: click.Parameter, value: bool) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from yarn_gguf.archs.tensors import Part, Planned
 from yarn_gguf.archs.transforms import Given
-from yarn_gguf.conversion.slices import pieces, size_of
+from yarn_gguf.conversion.slices import Place, pieces, size_of
 from yarn_gguf.files import Stamp
 from yarn_gguf.gguf_file.fill import Held, Piece
 from yarn_gguf.gguf_file.format import DEFAULT_ALIGNMENT, F32, ValueType, pad
@@ -139,7 +139,21 @@ def files(blueprint: Blueprint, *, check: bool) -> tuple[File, ...]:
 def _file(header: Header, tensors: Sequence[Planned], *, check: bool) -> File:
     infos = list(header.tensors.values())
     data = pieces(tensors, [info.offset for info in infos], header.data_offset, check=check)
-    return File((Held(encoded(header), 0), *data, *_padding(header)), header.stamp.size)
+    return File((*frame(header), *data), header.stamp.size)
+
+
+def frame(header: Header) -> tuple[Held, ...]:
+    """All of a file but its tensors' data."""
+    return (Held(encoded(header), 0), *_padding(header))
+
+
+def places(blueprint: Blueprint, first: int) -> list[tuple[Planned, Place]]:
+    """Every tensor, and where its data goes; `first`: the number of the blueprint's first file among several."""
+    return [
+        (tensor, Place(first + n, header.data_offset + header.tensors[tensor.name].offset))
+        for n, (header, tensors) in enumerate(zip(blueprint.headers, blueprint.tensors, strict=True))
+        for tensor in tensors
+    ]
 
 
 def _padding(header: Header) -> list[Held]:

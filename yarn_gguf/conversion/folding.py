@@ -139,10 +139,22 @@ class Fold:
     magnitude: float  # what the weights are multiplied by; 1: nothing was done
     layers: frozenset[int]
     findings: tuple[Finding, ...]
+    changed: frozenset[str] = frozenset()  # the names of tensors that are multiplied
 
 
 def unfolded(meant: MeantRopes, tensors: Sequence[Planned]) -> Fold:
     return Fold(meant, tuple(tensors), 1.0, frozenset(), ())
+
+
+def roundings(fold: Fold, tensors: Sequence[Planned]) -> Iterator[Finding]:
+    """What the types of the multiplied tensors cost, where that was measured."""
+    experts = any("_exps." in tensor.name for tensor in tensors)
+    kinds = {TENSOR_TYPES[tensor.type].name for tensor in tensors if tensor.name in fold.changed}
+    for kind in sorted(kinds & ROUNDING.keys()):
+        kl = ROUNDING[kind][experts]
+        what = "small models with experts" if experts else "small models"
+        text = f"folding rounds these weights in {kind.lower()}: mean KL of up to {kl:g}, measured on {what}"
+        yield note("folding_rounds", f"{text}; exact in f32")
 
 
 def fold_magnitude(arch: str, h: Hyperparameters, meant: MeantRopes, tensors: Sequence[Planned]) -> Fold:
@@ -165,8 +177,9 @@ def fold_magnitude(arch: str, h: Hyperparameters, meant: MeantRopes, tensors: Se
         raise _refused(h, f"--fold-magnitude cannot make a context shift exact here: {text}")
     layers = frozenset(i for each in scaled for i in each.layers)
     folded = tuple(_folded(arch, h, meant, tensors, factor, layers))
-    findings = tuple(_findings(meant, tensors, folded, factor, left))
-    return Fold(_without(meant, scaling, left, factor), folded, factor, layers, findings)
+    changed = frozenset(new.name for old, new in zip(tensors, folded, strict=True) if new is not old)
+    findings = tuple(_findings(len(changed), factor, left))
+    return Fold(_without(meant, scaling, left, factor), folded, factor, layers, findings, changed)
 
 
 def _check_graph(arch: str, h: Hyperparameters) -> None:
@@ -234,18 +247,9 @@ def _multiplied(tensor: Planned, h: Hyperparameters, dim: int, factor: float, tu
     return replace(tensor, parts=tuple(parts))
 
 
-def _findings(
-    meant: MeantRopes, before: Sequence[Planned], after: Sequence[Planned], factor: float, left: float
-) -> Iterator[Finding]:
-    changed = [new for old, new in zip(before, after, strict=True) if new is not old]
-    text = f"a magnitude of {factor:.6g} is in {len(changed)} tensors of queries and keys"
+def _findings(changed: int, factor: float, left: float) -> Iterator[Finding]:
+    text = f"a magnitude of {factor:.6g} is in {changed} tensors of queries and keys"
     yield note("folded", f"{text}: cos and sin have {left:.6g}" + (", a context shift is exact" if left == 1 else ""))
-    for kind in sorted({TENSOR_TYPES[tensor.type].name for tensor in changed} & ROUNDING.keys()):
-        experts = any("_exps." in tensor.name for tensor in before)
-        kl = ROUNDING[kind][experts]
-        what = "small models with experts" if experts else "small models"
-        text = f"folding rounds these weights in {kind.lower()}: mean KL of up to {kl:g}, measured on {what}"
-        yield note("folding_rounds", f"{text}; exact in f32")
     if left != 1:
         text = "its sliding layers stay unscaled, which llama.cpp's key for the magnitude does not know"
         yield warning("context_shift", f"{text}: a context shift still multiplies cached keys by {left:.6g}")

@@ -13,8 +13,6 @@ from typing import Final
 from yarn_gguf.archs import Row
 from yarn_gguf.archs.key_tables import entries as key_entries
 from yarn_gguf.archs.key_tables import typed_entry
-from yarn_gguf.archs.tensor_plan import MXFP4
-from yarn_gguf.archs.tensors import Planned
 from yarn_gguf.checkpoint.weights import Weight
 from yarn_gguf.checkpoint_ropes import MeantRopes
 from yarn_gguf.config.audit import extra_keys
@@ -22,15 +20,15 @@ from yarn_gguf.config.hyperparameters import Hyperparameters
 from yarn_gguf.conversion.general import General
 from yarn_gguf.conversion.general import entries as general_entries
 from yarn_gguf.conversion.wanted import Wanted
-from yarn_gguf.gguf_file.format import TENSOR_TYPES, ValueType
+from yarn_gguf.gguf_file.format import ValueType
 from yarn_gguf.gguf_file.header import Entry, entry
 from yarn_gguf.metadata import CONTEXT
 from yarn_gguf.provenance import CONVERTED
+from yarn_gguf.quant_names import FTYPES
 from yarn_gguf.tokenizer.vocabulary import MODEL, Vocabulary
 from yarn_gguf.tokenizer.vocabulary import entries as vocabulary_entries
 
-# general.file_type, as llama.cpp counts them
-FILE_TYPES: Final = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32, "mxfp4_moe": 38}
+FILE_TYPE: Final = "general.file_type"
 QUANTIZATION_VERSION: Final = 2
 
 
@@ -42,14 +40,12 @@ class Known:
     h: Hyperparameters
     weights: Mapping[str, Weight]
     meant: MeantRopes
-    tensors: Sequence[Planned]
-    outtype: str
     general: General
     vocabulary: Vocabulary | None
 
 
 def unscaled_keys(known: Known, more: Mapping[str, str | int | float], wanted: Wanted) -> list[Entry]:
-    """`more`: keys that go with vectors of the model's own RoPE."""
+    """Of the model in float32. `more`: keys that go with vectors of the model's own RoPE."""
     row, config = known.row, known.h.config
     extra = {**more, **extra_keys(config, config.architectures[0])}
     vocabulary = known.vocabulary
@@ -58,11 +54,16 @@ def unscaled_keys(known: Known, more: Mapping[str, str | int | float], wanted: W
         *general_entries(known.general),
         *_own_keys(known),
         *(typed_entry(f"{row.arch}.{name}", value) for name, value in extra.items()),
-        entry("general.file_type", ValueType.UINT32, FILE_TYPES[file_type(known.tensors, known.outtype)]),
+        entry(FILE_TYPE, ValueType.UINT32, FTYPES["F32"]),
         entry("general.quantization_version", ValueType.UINT32, QUANTIZATION_VERSION),
         *(_no_vocabulary(known) if vocabulary is None else vocabulary_entries(vocabulary)),
         *_origin(wanted, vocabulary),
     ]
+
+
+def with_file_type(entries: Sequence[Entry], number: int) -> list[Entry]:
+    """The same keys, of a model in another type."""
+    return [entry(FILE_TYPE, ValueType.UINT32, number) if e.key == FILE_TYPE else e for e in entries]
 
 
 # what llama.cpp's loader or graphs stop at, or divide by
@@ -85,12 +86,6 @@ def _refuse_ranges(known: Known, entries: Mapping[str, Entry]) -> None:
     experts, used = value("expert_count"), value("expert_used_count")
     if experts and used is not None and not 1 <= used <= experts:
         raise known.h.fail(f"{used:g} of {experts:g} experts for a token: at least one, and no more than there are")
-
-
-def file_type(tensors: Sequence[Planned], outtype: str) -> str:
-    """What upstream calls the file's type: experts in MXFP4 come before the floats of the rest."""
-    packed = any(TENSOR_TYPES[tensor.type].name == MXFP4 for tensor in tensors)
-    return "mxfp4_moe" if packed and outtype != "q8_0" else outtype
 
 
 def _own_keys(known: Known) -> list[Entry]:

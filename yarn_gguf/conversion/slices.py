@@ -1,7 +1,8 @@
 """From the plan to pieces of a file: what the kernel can copy is copied, all else is read and encoded in slices.
 
 Where the cuts are depends on the plan alone, never on the number of workers; whatever the size of a tensor, a worker
-holds one slice of it. Knows offsets and bytes; nothing of architectures, names of the checkpoint, or headers.
+holds one slice of it. Several files of the same tensors are made of one reading (`spread`), and what is the same in
+some of them is encoded once. Knows offsets and bytes; nothing of architectures, names of the checkpoint, or headers.
 """
 
 from __future__ import annotations
@@ -15,20 +16,24 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from yarn_gguf.encode import BF16, F16, F32, Unfit, encoded, encoded_size
-from yarn_gguf.errors import InputError
-from yarn_gguf.gguf_file.fill import Copy, Made, Piece
+from yarn_gguf import ggml
+from yarn_gguf.encode import BF16, F16, F32, Q8_0, Importance, Unfit, encoded, encoded_size
+from yarn_gguf.errors import InputError, ResourceError
+from yarn_gguf.gguf_file.fill import Copy, Made, Piece, Result, Spread
 from yarn_gguf.gguf_file.format import TENSOR_TYPES
+from yarn_gguf.gguf_file.fs import BLOCK
 
 if TYPE_CHECKING:
     from yarn_gguf.archs.tensors import Part, Planned
     from yarn_gguf.checkpoint.weights import Weight
 
 SLICE: Final = 16 << 20  # bytes of source in a slice, unless one block takes more
+QUANTIZED: Final = 2 << 20  # the same where libggml's quantizers are at work: what the last one takes, others wait for
 STEP: Final = 2 << 20  # bytes of source that are read, encoded and written at a time, while they are in the cache
 RESIDENT: Final = 48 << 20  # of Python, numpy and this program
 ITEM_SIZES: Final = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 _SAME: Final = {"F32": F32, "F16": F16, "BF16": BF16}
+_QUICK: Final = (F32, F16, BF16, Q8_0)
 
 
 def pieces(
@@ -40,6 +45,55 @@ def pieces(
         for part, length in zip(tensor.parts, _lengths(tensor), strict=True):
             yield from _pieces_of(_Source(tensor, part, length, to - data_start - offset), to, check)
             to += length
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor's data begins: in which of several files, and at which of its bytes."""
+
+    file: int
+    start: int
+
+
+def spread(variants: Sequence[Sequence[tuple[Planned, Place]]], *, check: bool = False) -> Iterator[Spread]:
+    """What fills the data of several files that have the same tensors, of the same parts, in different types."""
+    named = [{tensor.name: (tensor, place) for tensor, place in each} for each in variants]
+    for name in named[0]:
+        same = [each[name] for each in named]
+        lengths = [_lengths(tensor) for tensor, _ in same]
+        behind = [0] * len(same)
+        for number, part in enumerate(same[0][0].parts):
+            kinds: dict[tuple[int, bool], tuple[_Source, list[Place]]] = {}
+            for n, (tensor, place) in enumerate(same):
+                length = lengths[n][number]
+                kind = tensor.type, tensor.importance is None
+                source, places = kinds.setdefault(kind, (_Source(tensor, part, length, behind[n]), []))
+                places.append(Place(place.file, place.start + source.behind))
+                behind[n] += length
+            yield from _spread_of(list(kinds.values()), check)
+
+
+def _spread_of(kinds: Sequence[tuple[_Source, Sequence[Place]]], check: bool) -> Iterator[Spread]:
+    sources = tuple(source for source, _ in kinds)
+    _check_shapes(sources[0])
+    for begin, end in _cuts(sources):
+        results = tuple(
+            Result(
+                source.bytes_of(end - begin),
+                tuple((place.file, place.start + source.bytes_of(begin)) for place in places),
+            )
+            for source, places in kinds
+        )
+        starts = tuple(result.places[0][1] for result in results)
+        yield Spread(_Slice(sources, begin, end, starts, check), results)
+
+
+def _cuts(sources: Sequence[_Source]) -> Iterator[tuple[int, int]]:
+    """The slices, as entries of the first axis."""
+    quick = all(source.tensor.type in _QUICK for source in sources)
+    count, step = sources[0].entries, sources[0].entries_in(SLICE if quick else QUANTIZED)
+    for begin in range(0, count, step):
+        yield begin, min(begin + step, count)
 
 
 def size_of(tensor: Planned) -> int:
@@ -112,6 +166,52 @@ class _Source:
         entry = sum(math.prod(w.shape[1:]) * ITEM_SIZES[w.dtype] for w in self.part.weights)
         return max(self.block, size // max(entry, 1) // self.block * self.block)
 
+    def values(self, begin: int, end: int) -> NDArray[Any]:
+        """These entries of the part, as numbers of the checkpoint's type."""
+        values = [weight.read(begin, end) for weight in self.part.weights]
+        transform = self.part.transform
+        return values[0] if transform is None else np.ascontiguousarray(transform.make(*values))
+
+    def encode(self, values: NDArray[Any], begin: int, out: NDArray[Any], *, check: bool) -> None:
+        tensor, dtype = self.tensor, _DTYPES[values.dtype.str]
+        if not check and tensor.type == _SAME.get(dtype):
+            out[:] = values.reshape(-1).view(np.uint8)
+            return
+        row = tensor.shape[-1] if tensor.shape else 1
+        try:
+            with ggml.doing(tensor.name):
+                encoded(values, dtype, tensor.type, row, out, self.importance(begin))
+        except Unfit as unfit:
+            raise self._explained(unfit, begin) from None
+        except ggml.Missing:
+            text = "llama.cpp's libggml-base, which quantizes, is not to be found; install llama-cpp-python"
+            raise ResourceError(text, file=ggml.library_folder(), code="no_quantizer") from None
+
+    def importance(self, begin: int) -> Importance | None:
+        tensor = self.tensor
+        if tensor.importance is None:
+            return None
+        row = tensor.shape[-1]
+        return Importance(tensor.importance().reshape(-1, row), tensor.shape[-2], self._element(begin) // row)
+
+    def _element(self, begin: int) -> int:
+        """How many elements of the tensor come before this entry."""
+        kind = TENSOR_TYPES[self.tensor.type]
+        return (self.behind + self.bytes_of(begin)) // kind.size * kind.block
+
+    def _explained(self, unfit: Unfit, begin: int) -> InputError:
+        """The error names the tensor on both sides, and the element by its place in the new one."""
+        tensor, weight = self.tensor, self.part.weights[0]
+        kind = TENSOR_TYPES[tensor.type]
+        place = [int(n) for n in np.unravel_index(self._element(begin) + unfit.index, tensor.shape or (1,))]
+        where = f"{tensor.name} (from {weight.name}): {unfit.value:g} at {place}"
+        file = weight.stored.file if weight.stored else None
+        if not math.isfinite(unfit.value):
+            text = f"{where} is no finite number; the checkpoint is damaged: fetch it again, or mend the tensor"
+            return InputError(text, file=file, code="not_finite")
+        text = f"{where} is too large for {kind.name}; use --outtype bf16, or f32 if that is too small as well"
+        return InputError(text, file=file, code="f16_overflow")
+
 
 def _entries(weight: Weight) -> int:
     return weight.shape[0] if weight.shape else 1
@@ -124,10 +224,10 @@ def _pieces_of(source: _Source, to: int, check: bool) -> Iterator[Piece]:
         yield Copy(stored.file, stored.stamp, stored.start, stored.length, to)
         return
     _check_shapes(source)
-    count, step = source.entries, source.entries_in(SLICE)
-    for begin in range(0, count, step):
-        end = min(begin + step, count)
-        yield Made(_Slice(source, begin, end), source.bytes_of(end - begin), to + source.bytes_of(begin))
+    for begin, end in _cuts([source]):
+        start = to + source.bytes_of(begin)
+        made = _Slice((source,), begin, end, (start,), check=True)
+        yield Made(made.only, source.bytes_of(end - begin), start)
 
 
 def _is_copy(source: _Source, weight: Weight) -> bool:
@@ -149,10 +249,12 @@ class _Buffer(threading.local):
 
     data: NDArray[Any] = np.empty(0, np.uint8)
 
-    def of(self, size: int) -> NDArray[Any]:
-        if self.data.size < size:
-            self.data = np.empty(size, np.uint8)
-        return self.data[:size]
+    def of(self, size: int, to: int) -> NDArray[Any]:
+        """It lies in memory as it will in the file from `to` on, modulo the block: so it can go past the cache."""
+        if self.data.size < size + 2 * BLOCK:
+            self.data = np.empty(size + 2 * BLOCK, np.uint8)
+        start = (to - int(self.data.__array_interface__["data"][0])) % BLOCK
+        return self.data[start : start + size]
 
 
 _BUFFER: Final = _Buffer()
@@ -160,43 +262,32 @@ _BUFFER: Final = _Buffer()
 
 @dataclass(frozen=True, slots=True)
 class _Slice:
-    """Makes the bytes of some entries of a part, step by step; each is good until the same thread makes the next."""
+    """Makes the bytes of some entries of a part, step by step; each is good until the same thread makes the next.
 
-    source: _Source
+    `sources`: the same part, one for each type that it becomes. `check`: numbers that stay as they are get looked at.
+    """
+
+    sources: tuple[_Source, ...]
     begin: int
     end: int
+    starts: tuple[int, ...]  # of each source, where in a file it goes
+    check: bool
 
-    def __call__(self) -> Iterator[memoryview]:
-        step = self.source.entries_in(STEP)
+    def __call__(self) -> Iterator[tuple[int, memoryview]]:
+        """With each step which of the sources it is of."""
+        first = self.sources[0]
+        step = first.entries_in(STEP)
         for begin in range(self.begin, self.end, step):
             end = min(begin + step, self.end)
-            out = _BUFFER.of(self.source.bytes_of(end - begin))
-            self._encode(begin, end, out)
-            yield out.data
+            values = first.values(begin, end)
+            for number, (source, start) in enumerate(zip(self.sources, self.starts, strict=True)):
+                out = _BUFFER.of(source.bytes_of(end - begin), start + source.bytes_of(begin - self.begin))
+                source.encode(values, begin, out, check=self.check)
+                yield number, out.data
 
-    def _encode(self, begin: int, end: int, out: NDArray[Any]) -> None:
-        tensor, part = self.source.tensor, self.source.part
-        values = [weight.read(begin, end) for weight in part.weights]
-        result = values[0] if part.transform is None else np.ascontiguousarray(part.transform.make(*values))
-        dtype = _DTYPES[result.dtype.str]
-        try:
-            encoded(result, dtype, tensor.type, tensor.shape[-1] if tensor.shape else 1, out)
-        except Unfit as unfit:
-            raise self._explained(unfit, begin) from None
-
-    def _explained(self, unfit: Unfit, begin: int) -> InputError:
-        """The error names the tensor on both sides, and the element by its place in the new one."""
-        tensor, weight = self.source.tensor, self.source.part.weights[0]
-        kind = TENSOR_TYPES[tensor.type]
-        element = (self.source.behind + self.source.bytes_of(begin)) // kind.size * kind.block + unfit.index
-        place = [int(n) for n in np.unravel_index(element, tensor.shape or (1,))]
-        where = f"{tensor.name} (from {weight.name}): {unfit.value:g} at {place}"
-        file = weight.stored.file if weight.stored else None
-        if not math.isfinite(unfit.value):
-            text = f"{where} is no finite number; the checkpoint is damaged: fetch it again, or mend the tensor"
-            return InputError(text, file=file, code="not_finite")
-        text = f"{where} is too large for {kind.name}; use --outtype bf16, or f32 if that is too small as well"
-        return InputError(text, file=file, code="f16_overflow")
+    def only(self) -> Iterator[memoryview]:
+        """Of one source."""
+        return (data for _, data in self())
 
 
 # numpy's names of what `Weight.read` and transforms give

@@ -21,6 +21,15 @@ _EARLY: Final = 1 << 20  # bytes of a slice from which on the disk is told to be
 # writes to one file wait for each other in the kernel anyway, and there they wait by burning the processor
 _WRITING: Final = threading.Lock()
 
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A file that is filled. `direct`: a descriptor of the same whose writes go past the cache, where there is one."""
+
+    fd: int
+    direct: int | None = None
+
+
 Progress = Callable[[int], None]  # called with the bytes just done
 
 
@@ -59,6 +68,26 @@ class Made:
     to: int
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Bytes of the same length in several files: which, and where they go."""
+
+    length: int
+    places: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Bytes for several files that a worker computes from one reading: steps of one result and another, by turns."""
+
+    make: Callable[[], Iterable[tuple[int, bytes | memoryview]]]
+    results: tuple[Result, ...]
+
+    @property
+    def length(self) -> int:
+        return sum(each.length * len(each.places) for each in self.results)
+
+
 Piece = Held | Copy | Made
 
 
@@ -75,7 +104,7 @@ def can_share(fd: int, pieces: Sequence[Piece]) -> bool:
         return fs.clone_range(source.fileno(), largest.start + skip, fd, largest.to + skip, fs.BLOCK)
 
 
-def _slices(pieces: Iterable[Piece]) -> Iterator[Piece]:
+def _slices(pieces: Iterable[Piece | Spread]) -> Iterator[Piece | Spread]:
     """The pieces in steps of at most SLICE bytes, cut at blocks so that extents can be shared."""
     for piece in pieces:
         if not isinstance(piece, Copy):
@@ -92,8 +121,13 @@ def pad_down(offset: int) -> int:
     return offset - offset % fs.BLOCK
 
 
-def fill(fd: int, pieces: Iterable[Piece], jobs: int, progress: Progress, *, shared: bool) -> None:
-    """Puts the pieces in place on `jobs` workers, no more than two slices for each in flight."""
+def fill(
+    targets: Sequence[Target], pieces: Iterable[Piece | Spread], jobs: int, progress: Progress, *, shared: bool = False
+) -> None:
+    """Puts the pieces in place on `jobs` workers, no more than two slices for each in flight.
+
+    What is no `Spread` goes to the first file.
+    """
     with contextlib.ExitStack() as stack:
         sources = _Sources(stack)
         pool = stack.enter_context(ThreadPoolExecutor(jobs, "write"))
@@ -101,7 +135,7 @@ def fill(fd: int, pieces: Iterable[Piece], jobs: int, progress: Progress, *, sha
         try:
             for piece in _slices(pieces):
                 source = sources.open(piece) if isinstance(piece, Copy) else -1
-                running.add(pool.submit(_put, fd, piece, source, shared))
+                running.add(pool.submit(_put, targets, piece, source, shared))
                 if len(running) >= 2 * jobs:
                     running = _drain(running, progress)
             while running:
@@ -139,28 +173,55 @@ class _Sources:
                 raise changed(path)
 
 
-def _put(fd: int, piece: Piece, source: int, shared: bool) -> int:
+def _put(targets: Sequence[Target], piece: Piece | Spread, source: int, shared: bool) -> int:
     """Writes one slice; returns its length."""
+    if isinstance(piece, Spread):
+        _write_all(targets, piece)
+        return piece.length
+    fd = targets[0].fd
     if isinstance(piece, Copy):
         if not (shared and _clone(fd, piece, source)):
             done = fs.copy_range(source, piece.start, fd, piece.to, piece.length)
             if done != piece.length:
                 raise changed(piece.source)
     else:
-        _write(fd, piece)
+        _write(targets[0], piece)
     if piece.length >= _EARLY:
         fs.start_writing(fd, piece.to, piece.length)
     return piece.length
 
 
-def _write(fd: int, piece: Held | Made) -> None:
+def _write(target: Target, piece: Held | Made) -> None:
     done = 0
     for data in (piece.data,) if isinstance(piece, Held) else piece.make():
-        with _WRITING:
-            fs.pwrite(fd, data, piece.to + done)
+        _write_step(target, data, piece.to + done)
         done += len(data)
     if done != piece.length:
         raise AssertionError(f"a slice of {piece.length} bytes was made {done} long")
+
+
+def _write_all(targets: Sequence[Target], piece: Spread) -> None:
+    done = [0] * len(piece.results)
+    for number, data in piece.make():
+        for file, to in piece.results[number].places:
+            _write_step(targets[file], data, to + done[number])
+        done[number] += len(data)
+    for result, made in zip(piece.results, done, strict=True):
+        if made != result.length:
+            raise AssertionError(f"a slice of {result.length} bytes was made {made} long")
+        if made >= _EARLY:
+            for file, to in result.places:
+                fs.start_writing(targets[file].fd, to, made)
+
+
+def _write_step(target: Target, data: bytes | memoryview, to: int) -> None:
+    begin = end = 0
+    if target.direct is not None and isinstance(data, memoryview):
+        begin, end = fs.write_past_cache(target.direct, data, to)
+    for first, last in ((0, begin), (end, len(data))):
+        if first < last:
+            with _WRITING:
+                fs.pwrite(target.fd, data[first:last], to + first)
 
 
 def _clone(fd: int, piece: Copy, source: int) -> bool:

@@ -21,6 +21,7 @@ FAST: bool = os.environ.get("YARN_GGUF_PLAIN_IO") != "1"
 BLOCK: Final = 4096  # what reflinks are aligned to on btrfs, xfs and apfs with usual settings
 _FICLONERANGE: Final = 0x4020940D  # _IOW(0x94, 13, struct file_clone_range)
 _PIECE: Final = 1 << 20
+_LEAST_DIRECT: Final = 1 << 18  # bytes for which it is worth while to wait for the disk
 _SYNC_WRITE: Final = 2  # SYNC_FILE_RANGE_WRITE: start, do not wait
 # the C function that swaps two names: itself, what stands before each of the names, the flag that says "swap"
 _SWAPS: Final[dict[str, tuple[str, tuple[int, ...], tuple[int, ...], int]]] = {
@@ -55,6 +56,47 @@ def pwrite(fd: int, data: bytes | memoryview, offset: int) -> None:
                 os.lseek(fd, offset, os.SEEK_SET)
                 done = os.write(fd, view)
         view, offset = view[done:], offset + done
+
+
+def open_direct(path: Path) -> int | None:
+    """A descriptor whose writes go past the system's cache; None where there is no such thing."""
+    if not FAST or not hasattr(os, "O_DIRECT"):
+        return None
+    try:
+        return os.open(path, os.O_WRONLY | os.O_DIRECT)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        return None
+
+
+def write_past_cache(direct: int, data: memoryview, offset: int) -> tuple[int, int]:
+    """Writes the whole blocks in `data`, and says from where to where: what is left out is for `pwrite`.
+
+    Nothing is written where the data does not lie in memory as it shall lie in the file, modulo the block, or where the
+    device wants larger blocks. A byte costs a tenth of what it costs to put it into the cache, and waits for the disk.
+    """
+    begin = -offset % BLOCK
+    end = begin + (len(data) - begin) // BLOCK * BLOCK if len(data) > begin else begin
+    if end - begin < _LEAST_DIRECT or data.readonly or (_address(data) + begin) % BLOCK:
+        return 0, 0
+    done = begin
+    try:
+        while done < end:
+            count = os.pwrite(direct, data[done:end], offset + done)
+            done += count
+            if count % BLOCK:
+                break
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    return begin, done
+
+
+def _address(data: memoryview) -> int:
+    import ctypes
+
+    return ctypes.addressof(ctypes.c_char.from_buffer(data))
 
 
 def copy_range(source: int, start: int, target: int, to: int, length: int) -> int:

@@ -3,6 +3,7 @@
     with staged(overwrite=…) as stage:
         stage.write(path, size, pieces)     # a temporary beside the final name
         stage.duplicate(path, source, stamp)
+    stage.spread(paths, pieces)             # bytes for several of them, computed together
     …                                       # leaving the block: space checked, filled by pwrite, fsynced, renamed
 
 Any exception, a signal's included, leaves the final names as they were and no temporary behind: files that have their
@@ -24,7 +25,7 @@ from typing import Final, Literal
 from yarn_gguf.errors import ResourceError, UsageError
 from yarn_gguf.files import Stamp, changed, open_regular, stamp_of
 from yarn_gguf.gguf_file import fs
-from yarn_gguf.gguf_file.fill import Copy, Piece, Progress, can_share, fill
+from yarn_gguf.gguf_file.fill import Copy, Piece, Progress, Spread, Target, can_share, fill
 from yarn_gguf.sizes import exact_size
 
 _DEVICES: Final = (Path("/dev"), Path("/dev/fd"))  # /dev/stdout may lead to a file, and is none
@@ -80,6 +81,7 @@ class Stage:
     progress: Progress
     first_leads: bool = False  # part 1 takes its name before the others, not after them
     outputs: list[_Output] = field(default_factory=list)
+    together: list[tuple[Sequence[Path], Iterable[Spread]]] = field(default_factory=list)
     complete: bool = False  # all have their names
 
     def write(self, final: Path, size: int, pieces: Sequence[Piece]) -> bool:
@@ -89,6 +91,10 @@ class Stage:
         with _explained(final, size), _opened(output.temporary) as fd:
             output.shared = can_share(fd, pieces)
         return output.shared
+
+    def spread(self, finals: Sequence[Path], pieces: Iterable[Spread]) -> None:
+        """Plans what fills several files, which `write` has planned, besides their own pieces: by their number here."""
+        self.together.append((finals, pieces))
 
     def duplicate(self, final: Path, source: Path, stamp: Stamp) -> Literal["shared", "hard-linked", "copied"]:
         """Plans the same file under another name: by shared extents, else as a hard link, else as a copy."""
@@ -112,31 +118,47 @@ class Stage:
 
     def keep_mode(self, final: Path, like: Path) -> None:
         """Gives what will be `final` the permissions of `like`, and its owner where we may."""
-        temporary, info = self._temporary_of(final), like.stat()
+        temporary, info = self._output(final).temporary, like.stat()
         if hasattr(os, "chown"):
             with contextlib.suppress(OSError):
                 os.chown(temporary, info.st_uid, info.st_gid)
         temporary.chmod(stat.S_IMODE(info.st_mode))
 
-    def _temporary_of(self, final: Path) -> Path:
-        return next(output.temporary for output in self.outputs if output.final == final)
+    def _output(self, final: Path) -> _Output:
+        return next(output for output in self.outputs if output.final == final)
 
     def fill(self) -> None:
         """Writes and syncs all bytes; the room for all of them is there before the first one is written."""
         check_space((each.final, each.size) for each in self.outputs if not (each.shared or each.complete))
+        among = {final for finals, _ in self.together for final in finals}
         for output in self.outputs:
             if not output.complete:
                 with _explained(output.final, output.size):
-                    self._fill(output)
+                    self._fill(output, sync=output.final not in among)
+        for finals, pieces in self.together:
+            self._fill_together([self._output(final) for final in finals], pieces)
 
-    def _fill(self, output: _Output) -> None:
+    def _fill(self, output: _Output, *, sync: bool) -> None:
         with _opened(output.temporary) as fd:
             if output.shared:
                 os.ftruncate(fd, output.size)
             else:
                 fs.preallocate(fd, output.size)
-            fill(fd, output.pieces, self.jobs, self.progress, shared=output.shared)
-            os.fsync(fd)
+            with _target(output, fd) as target:
+                fill([target], output.pieces, self.jobs, self.progress, shared=output.shared)
+            if sync:
+                os.fsync(fd)
+
+    def _fill_together(self, outputs: Sequence[_Output], pieces: Iterable[Spread]) -> None:
+        """Errors are about the first: which file it was that could not be written, nobody says."""
+        size = sum(output.size for output in outputs)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_explained(outputs[0].final, size))
+            fds = [stack.enter_context(_opened(output.temporary)) for output in outputs]
+            pairs = zip(outputs, fds, strict=True)
+            fill([stack.enter_context(_target(*pair)) for pair in pairs], pieces, self.jobs, self.progress)
+            for fd in fds:
+                os.fsync(fd)
 
     def publish(self) -> None:
         """Renames all, each rename on disk before the next. A new set is complete, or lacks its first part."""
@@ -237,6 +259,16 @@ def _opened(temporary: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def _target(output: _Output, fd: int) -> Iterator[Target]:
+    direct = fs.open_direct(output.temporary)
+    try:
+        yield Target(fd, direct)
+    finally:
+        if direct is not None:
+            os.close(direct)
 
 
 @contextlib.contextmanager

@@ -211,7 +211,7 @@ def _run(request: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "true"}
     try:
         return subprocess.run(
-            [sys.executable, "-m", "yarn_gguf.tokenizer.child"],
+            [sys.executable, "-P", "-m", "yarn_gguf.tokenizer.child"],  # -P: no module of the current folder
             input=request,
             capture_output=True,
             encoding="utf-8",
