@@ -30,7 +30,7 @@ run() {
         line=
         for word in "$@"; do
             case $word in
-            *[!A-Za-z0-9_./:=+-]*) word="'$word'" ;;
+            *[!A-Za-z0-9_./:=+-]*) word="'$(printf %s "$word" | sed "s/'/'\\\\''/g")'" ;;
             esac
             line="$line${line:+ }$word"
         done
@@ -75,14 +75,15 @@ try() {
     folder=$1 order=$2
     shift 2
     for one in $order; do
-        (cd "$folder" && GIT_CEILING_DIRECTORIES=$(dirname "$folder") git apply "$@" "$one") 2>/dev/null || return 1
+        (cd "$folder" && GIT_CEILING_DIRECTORIES=$(dirname "$folder") git apply "$@" "$one") || return 1
     done
 }
 
 reversed() {
     turned=
     for one in $1; do
-        turned="$one $turned"
+        turned="$one
+$turned"
     done
     echo "$turned"
 }
@@ -94,27 +95,39 @@ put_patches_in() {
     trap 'exit 130' INT
     trap 'exit 143' TERM
     trap 'exit 129' HUP
+    spaces=$IFS
+    IFS='
+' # lists of paths, which may hold spaces
+    choose
+    IFS=$spaces
+}
+
+choose() {
     for release in '' $(releases); do
         list=$(patches_for "$release")
         rm -rf "$work/files"
         copy_files "$tree" "$work/files"
-        if try "$work/files" "$(reversed "$list")" --reverse; then
+        if try "$work/files" "$(reversed "$list")" --reverse 2>/dev/null; then
             echo "the patches are in already" >&2
             return
         fi
         rm -rf "$work/files"
         copy_files "$tree" "$work/files"
-        if try "$work/files" "$list"; then
+        if try "$work/files" "$list" 2>/dev/null; then
             take_over "$list"
             return
         fi
     done
+    rm -rf "$work/files"
+    copy_files "$tree" "$work/files"
+    try "$work/files" "$(patches_for '')" 2>&1 | sed 's/^/  /' >&2
     fail 3 "$tree: the patches do not fit this revision; patches/UPSTREAM names those that they are for"
 }
 
 take_over() {
     if [ "$dry" = yes ]; then
-        for one in $1; do run git -C "$tree" apply "$one"; done
+        # the ceiling: inside another repository git would skip the files without a word
+        for one in $1; do run env GIT_CEILING_DIRECTORIES="$(dirname "$tree")" git -C "$tree" apply "$one"; done
         return
     fi
     (cd "$work/files" && find . -type f) | while read -r file; do
@@ -170,10 +183,14 @@ main() {
             exit 0
             ;;
         -*) fail 2 "$1 is no option; --help lists them" ;;
-        *) tree=$1 ;;
+        *)
+            [ -z "$tree" ] || fail 2 "one tree at a time: $tree, $1"
+            tree=$1
+            ;;
         esac
         shift
     done
+    case $jobs in *[!0-9]* | 0) fail 2 "--jobs $jobs: a number is needed" ;; esac
     [ -n "$tree" ] || fail 2 "which tree? give a llama.cpp checkout"
     for file in CMakeLists.txt src/llama-context.cpp ggml/src/ggml.c; do
         [ -f "$tree/$file" ] || fail 3 "$tree is no llama.cpp tree: $file is missing"

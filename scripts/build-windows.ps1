@@ -58,6 +58,7 @@ function Test-Patches([string]$Work, [string[]]$List, [string[]]$Options) {
         }
     }
     Push-Location $Work
+    $ErrorActionPreference = "Continue" # what git says of a patch that does not fit is no error of ours
     $env:GIT_CEILING_DIRECTORIES = Split-Path $Work
     try {
         foreach ($patch in $List) {
@@ -81,6 +82,10 @@ function Install-Patches {
             $back = @($list); [array]::Reverse($back)
             if (Test-Patches $work $back @("--reverse")) { Write-Host "the patches are in"; return }
             if (Test-Patches $work $list @()) {
+                if ($DryRun) {
+                    foreach ($patch in $list) { "git -C '$Tree' apply '$patch'" }
+                    return
+                }
                 Copy-Item -Recurse -Force (Join-Path $work "*") $Tree
                 Write-Host "the patches were put in"
                 return
@@ -100,14 +105,17 @@ function Get-CudaArchitectures {
                 ForEach-Object { [int]($_ -replace "[. ]", "") } | Sort-Object -Unique)
     }
     if (-not $found) {
-        $known = @(& nvcc --list-gpu-arch | ForEach-Object { [int]($_ -replace "compute_", "") })
-        $found = @(75, 80, 86, 89, 90, 100, 120 | Where-Object { $known -contains $_ })
+        $found = @(75, 80, 86, 89, 90, 100, 120)
+        if (Get-Command nvcc -ErrorAction SilentlyContinue) {
+            $known = @(& nvcc --list-gpu-arch | ForEach-Object { [int]($_ -replace "compute_", "") })
+            $found = @($found | Where-Object { $known -contains $_ })
+        }
     }
     $real = @($found | Select-Object -SkipLast 1 | ForEach-Object { "$_-real" })
     return ($real + @("$($found[-1])")) -join ";"
 }
 
-if (-not $DryRun -and -not $NoPatch) { Install-Patches }
+if (-not $NoPatch) { Install-Patches }
 
 $flags = @(
     "-DCMAKE_BUILD_TYPE=Release"

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from yarn_gguf.errors import InputError
+from yarn_gguf.errors import ChildError, InputError
 from yarn_gguf.llamacpp import libraries, recipes
 from yarn_gguf.llamacpp.build import first_error
 from yarn_gguf.llamacpp.recipes import Recipe
@@ -203,6 +203,50 @@ ninja: build stopped: subcommand failed.
     assert first_error("one\ntwo\n") == "one | two"
 
 
+def test_a_folder_is_known_by_all_its_files_and_by_the_release_that_it_is(tmp_path: Path) -> None:
+    tree = shutil.copytree(llama_cpp_source("0.3.34"), tmp_path / "tree", symlinks=True)
+
+    def name() -> str:
+        arguments = ("build", "--backend", "cpu", "--source", tree, "--dry-run", "--json")
+        return Path(run_fresh(*arguments, YARN_GGUF_CACHE=str(tmp_path)).json["path"]).parent.name
+
+    first = name()
+    assert first.startswith("0.3.34-")
+    (tree / "tools/server/CMakeLists.txt").open("a").write("# changed\n")
+    assert name() != first
+
+
+@pytest.mark.parametrize("built", ["x", None, {}])
+def test_a_record_that_makes_no_sense_is_no_build(built: object, tmp_path: Path) -> None:
+    folder = tmp_path / "llama.cpp" / "odd"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "libllama.so").touch()
+    (folder / libraries.RECORD).write_text(json.dumps({"version": "0.3.36", "built": built}))
+    done = run_fresh("doctor", "--json", YARN_GGUF_CACHE=str(tmp_path))
+    assert (done.code, len(done.json["libraries"])) == (0, 1)
+
+
+def test_a_library_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "hang.c"
+    source.write_text('__attribute__((constructor)) static void hang(void) { for (;;) { __asm__(""); } }')
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(tmp_path / "libllama.so"), str(source)], check=True)
+    monkeypatch.setattr(libraries, "_SECONDS", 1.0)
+    with pytest.raises(ChildError, match="gave no answer within 1 s"):
+        libraries.abilities(tmp_path)
+
+
+def test_an_archive_with_a_dot_in_front_is_read_and_an_empty_one_refused(tmp_path: Path) -> None:
+    tree = tmp_path / "llama.cpp"
+    for path in ("CMakeLists.txt", "ggml/CMakeLists.txt"):
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_text("")
+    subprocess.run(["tar", "czf", "dotted.tar.gz", "./llama.cpp"], cwd=tmp_path, check=True)
+    subprocess.run(["tar", "czf", "empty.tar.gz", "-T", "/dev/null"], cwd=tmp_path, check=True)
+    for name, text in (("dotted.tar.gz", "is no llama.cpp source tree"), ("empty.tar.gz", "holds nothing")):
+        done = run_fresh("build", "--backend", "cpu", "--source", tmp_path / name, YARN_GGUF_CACHE=str(tmp_path))
+        assert (done.code, text in done.err) == (3, True), done
+
+
 # ---- which library
 
 
@@ -332,12 +376,30 @@ def test_a_script_puts_the_patches_in_as_the_command_does(tmp_path: Path) -> Non
     assert subprocess.run(["diff", "-r", str(by_script), str(by_command)], check=False).returncode == 0
 
 
+def test_a_script_works_from_a_folder_with_a_space_and_prints_what_can_be_pasted(tmp_path: Path) -> None:
+    top = tmp_path / "a checkout"
+    shutil.copytree(SCRIPTS, top / "scripts")
+    shutil.copytree(ROOT / "patches", top / "patches")
+    outer = tmp_path / "it's a repository"
+    tree = copied_tree(outer / "vendor" / "llama.cpp")
+    subprocess.run(["git", "init", "-q", str(outer)], check=True)
+    command = ["sh", str(top / "scripts" / "build-cpu.sh"), "--dry-run", str(tree)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in said.splitlines() if " apply " in line]
+    assert len(lines) == len(all_series()[0].patches)
+    for line in lines:
+        subprocess.run(["sh", "-c", line], check=True)
+    assert run("patch", "check", tree, "--json").json["state"] == "applied"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
         ((), 2, "which tree?"),
         (("--wrong", "x"), 2, "--wrong is no option"),
         (("--jobs",), 2, "--jobs needs a value"),
+        (("--jobs", "many", "/"), 2, "--jobs many: a number is needed"),
+        (("/", "/"), 2, "one tree at a time"),
         (("/",), 3, "is no llama.cpp tree: CMakeLists.txt is missing"),
     ],
 )

@@ -172,11 +172,44 @@ def test_documented_json_fields_of_the_llama_cpp_side_are_the_real_ones(tmp_path
     assert field_names(examined) == documented("## `doctor --json`") | {"schema"}
 
 
+def with_figures(section: str) -> set[str]:
+    """A section's fields, with the figures and the facts of a model written out where it points to them."""
+    fields = documented(section)
+    figures = documented("Figures:")
+    model = {name.removeprefix("reference.") for name in fields if name.startswith("reference.")}
+    for name in [each for each in fields if each.endswith(".…")]:
+        below = figures | (model if name == "candidates.…" else set())
+        fields = fields - {name} | {name.replace("…", each) for each in below}
+    return fields | {"schema"}
+
+
+def test_documented_json_fields_of_verify_and_its_kin_are_the_real_ones(
+    toy_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    file, record = tmp_path / "model.gguf", tmp_path / "model.yref"
+    assert "error" not in run_json("extend", toy_folder("llama") / "f32.gguf", "--factor", "2", "-o", file)
+    (tmp_path / "ids.txt").write_text(" ".join(str(3 + n % 300) for n in range(256)))
+    ids = ("--tokens", tmp_path / "ids.txt", "--ctx", "256")
+    verified = run_json("verify", file, file, *ids)
+    assert field_names(_open(verified)) == with_figures("## `verify --json`")
+    assert set(verified["candidates"][0]["rope"]) == documented("`rope`:")
+    recorded = run_json("record", file, "-o", record, *ids)
+    assert field_names({**recorded, "provenance": 0}) == documented("## `record --json`") | {"schema"}
+    quantized = run_json("quantize", file, "q8_0", "-o", tmp_path / "q8_0.gguf")
+    assert field_names(quantized) == documented("## `quantize --json`") | {"schema"}
+
+
+def _open(document: dict[str, Any]) -> dict[str, Any]:
+    """Without what is documented as a whole: how models were opened, what computed."""
+    return {**document, "settings": 0, "versions": 0}
+
+
 def test_every_finding_is_explained() -> None:
     """Each code that stands in the source, in a call that makes a finding, stands in the docs."""
     call = re.compile(r"\b(?:warning|note|error|level)\(\s*\"([a-z_0-9]+)\"")
     codes = {code for path in (ROOT / "yarn_gguf").rglob("*.py") for code in call.findall(path.read_text("utf-8"))}
-    texts = [(ROOT / "docs" / name).read_text("utf-8") for name in ("inspect.md", "convert.md", "llama-cpp.md")]
+    names = ("inspect.md", "convert.md", "llama-cpp.md", "verify.md")
+    texts = [(ROOT / "docs" / name).read_text("utf-8") for name in names]
     explained = {code for text in texts for code in re.findall(r"`([a-z_0-9]+)`", text)}
     # `Fields.note` takes a field of config.json instead
     assert codes - {"layer_types", "rope_theta", "type"} <= explained

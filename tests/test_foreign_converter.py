@@ -186,7 +186,7 @@ time.sleep(600)
 def test_a_timeout_ends_the_child_and_its_children(
     beside: Path, script: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("yarn_gguf.child.PATIENCE", 0.2)
+    monkeypatch.setattr("yarn_gguf.children.command.PATIENCE", 0.2)
     path = script(STUBBORN.format(pids=str(tmp_path / "pid-")))
     with pytest.raises(ChildError, match="did not end within 3 seconds"), converted(path, tmp_path, beside, timeout=3):
         pass
@@ -199,9 +199,9 @@ def test_a_timeout_ends_the_child_and_its_children(
 RUN: Final = """
 import sys
 from pathlib import Path
-from yarn_gguf import child
+from yarn_gguf.children import command
 from yarn_gguf.conversion import foreign as foreign_converter
-child.PATIENCE = 0.2
+command.PATIENCE = 0.2
 with foreign_converter.converted(*map(Path, sys.argv[1:])):
     pass
 """

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from yarn_gguf.before import read_before
+from yarn_gguf.effective import Runtime
 from yarn_gguf.extend import plan_extension, write_extension
 from yarn_gguf.inspection import inspect_gguf
 from yarn_gguf.intent import RopeOptions
@@ -89,10 +90,18 @@ def test_other_betas_are_exact_when_patched_where_the_table_says_so_and_wrong_el
         assert measured <= limit(toy, toy_gguf(name)) if promised else measured > ABOVE_NOISE, (runtime, measured)
 
 
-@pytest.mark.parametrize("fast", [0.0, -4.0, float("nan")])
-def test_betas_that_are_not_positive_are_refused(fast: float, toy_gguf: Files, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fast", [-4.0, float("nan")])
+def test_betas_below_zero_are_refused(fast: float, toy_gguf: Files, tmp_path: Path) -> None:
     keys = {**YARN_KEYS, "rope.scaling.yarn_beta_fast": fast}
     assert not load_ok(write_with_keys(toy_gguf("llama"), tmp_path / "bad.gguf", keys), patched())
+
+
+def test_betas_of_zero_are_not_set_as_in_transformers(toy_gguf: Files, tmp_path: Path) -> None:
+    zero = {"rope.scaling.yarn_beta_fast": 0.0, "rope.scaling.yarn_beta_slow": 0.0}
+    file = write_with_keys(toy_gguf("llama"), tmp_path / "zero.gguf", {**YARN_KEYS, **zero})
+    toy = TOYS["llama"]
+    assert divergence(toy, file, **default_yarn(toy, beta_fast=0, beta_slow=0), runtime=patched()) <= EXACT
+    assert_same_bits([(file, stock()), (file, patched())], LENGTH)
 
 
 # ---- the attention factor
@@ -245,16 +254,25 @@ def test_a_dynamic_file_opened_short_is_the_unscaled_model_bit_for_bit(
 def test_a_state_saved_at_one_factor_does_not_load_at_another(toy_gguf: Files, tmp_path: Path) -> None:
     out = tmp_path / "dynamic.gguf"
     extended(toy_gguf("llama"), "-o", out, "--factor", "8", "--dynamic")
-    assert state_moves(out, (512, 512), patched()) == (True, True)
-    assert state_moves(out, (512, 1024), patched()) == (False, False)
-    assert state_moves(out, (1024, 2048), patched()) == (True, True)  # both at the file's own factor
+    assert state_moves(out, (512, 512), (patched(), patched())) == (True, True)
+    assert state_moves(out, (512, 1024), (patched(), patched())) == (False, False)
+    assert state_moves(out, (1024, 2048), (patched(), patched())) == (True, True)  # both at the file's own factor
 
 
 def test_states_of_files_that_are_not_dynamic_move_as_before(toy_gguf: Files, tmp_path: Path) -> None:
     out = tmp_path / "plain.gguf"
     extended(toy_gguf("llama"), "-o", out, "--factor", "8")
     for runtime in (stock(), patched()):
-        assert state_moves(out, (512, 1024), runtime) == (True, True)
+        assert state_moves(out, (512, 1024), (runtime, runtime)) == (True, True)
+
+
+def test_a_dynamic_state_is_not_taken_by_a_stock_library_nor_one_of_stock_by_a_patched_one(
+    toy_gguf: Files, tmp_path: Path
+) -> None:
+    out = tmp_path / "dynamic.gguf"
+    extended(toy_gguf("llama"), "-o", out, "--factor", "8", "--dynamic")
+    for libraries in ((stock(), patched()), (patched(), stock())):
+        assert state_moves(out, (1024, 1024), libraries) == (False, False)
 
 
 def test_dynamic_is_refused_beside_an_attention_factor(toy_gguf: Files, tmp_path: Path) -> None:
@@ -271,8 +289,12 @@ def test_a_dynamic_file_says_so_and_what_stock_makes_of_it(toy_gguf: Files, tmp_
     out = tmp_path / "dynamic.gguf"
     document = run("extend", toy_gguf("llama"), "-o", out, "--factor", "8", "--dynamic", "--json").json
     assert document["rope"]["dynamic"] is True
+    assert document["exact"] == {"stock": False, "patched": True}
+    assert [finding["code"] for finding in document["findings"]] == ["dynamic"]
     found = inspect_gguf(out, RopeOptions())
     assert found.intent.dynamic
+    assert found.verdict() == "stock llama.cpp computes something else than this file asks for"
+    assert found.verdict(Runtime.PATCHED) == "patched llama.cpp computes exactly what this file asks for"
     assert [finding.level for finding in found.findings if finding.code == "dynamic"] == ["warning"]
     baked = run("extend", toy_gguf("llama"), "--factor", "8", "--dynamic", "--encoding", "baked", "--dry-run")
     assert baked.code == 2

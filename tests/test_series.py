@@ -169,6 +169,46 @@ def test_a_folder_that_cannot_be_written_to_is_left_as_it_was(tree: Trees, monke
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("command", ["apply", "reverse"])
+@pytest.mark.parametrize("count", [1, 5, 9])
+def test_what_a_killed_run_has_left_is_finished_or_undone(
+    command: str, count: int, tree: Trees, pristine: Trees, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is whole, old or new, whenever a run ends without a chance to tidy up."""
+    folder = tree(RELEASES[0])
+    replace, calls = series._replace_all, iter(range(1))
+
+    def torn(at: Path, texts: dict[str, str]) -> None:
+        replace(at, dict(list(texts.items())[:count]) if next(calls, 1) == 0 else texts)
+
+    monkeypatch.setattr(series, "_replace_all", torn)
+    series.apply(folder)
+    assert run("patch", "check", folder, "--json").json["state"] == "partly"
+    assert run("patch", command, folder).code == 0
+    assert series.standing(folder).state == {"apply": "applied", "reverse": "clean"}[command]
+    if command == "reverse":
+        assert contents(folder) == contents(pristine(RELEASES[0]))
+
+
+def test_a_missing_file_blames_no_other_patch(tree: Trees) -> None:
+    folder = tree(RELEASES[0])
+    shutil.rmtree(folder / "ggml/src/ggml-et")
+    found = series.standing(folder)
+    assert [(name[:4], misfit.path.split("/")[2]) for name, misfit in found.misfits] == [("0004", "ggml-et")]
+
+
+def test_a_linked_file_stays_a_link(tree: Trees) -> None:
+    folder = tree(RELEASES[0])
+    file = folder / "src/llama.cpp"
+    file.rename(folder / "elsewhere.cpp")
+    file.symlink_to("../elsewhere.cpp")
+    before = contents(folder)
+    for command in ("apply", "reverse"):
+        assert run("patch", command, folder).code == 0
+        assert file.is_symlink()
+    assert contents(folder) == before
+
+
 def test_upstream_names_the_pinned_revision_first_and_every_variant_is_one_of_them() -> None:
     pinned = upstreams()[RELEASES[0]]
     assert (pinned.version, pinned.revision[:9]) == ("0.3.36", "0c1e57098")

@@ -29,6 +29,7 @@ from yarn_gguf.effective import (
     sliding_base,
 )
 from yarn_gguf.errors import InputError, UsageError
+from yarn_gguf.findings import Finding, warning
 from yarn_gguf.gguf_file.shards import Model
 from yarn_gguf.graphs import GRAPHS, Graph, Magnitude, RopeFreqs, Sliding, SlidingBase
 from yarn_gguf.intent import Intent
@@ -70,6 +71,21 @@ class Encoded:
     changes: Changes
     stock: Difference
     patched: Difference
+    dynamic: bool = False  # the patched library follows the context; what differs is said for the full one
+
+    @property
+    def exact(self) -> bool:
+        """Whether stock llama.cpp computes the intent at every context that is opened."""
+        return self.stock.exact and not self.dynamic
+
+
+def dynamic_on_stock(arch: str, factor: float) -> Finding:
+    """What becomes of a dynamic file without our patches."""
+    text = (
+        f"stock llama.cpp does not read {arch}.{DYNAMIC}: it scales by {factor:g} whatever the context; the patched "
+        "one by what the context needs, down to no scaling at all"
+    )
+    return warning("dynamic", text)
 
 
 def check_range(intent: Intent) -> None:
@@ -146,7 +162,7 @@ def _measured(
     """The changes with what the two runtimes would compute from them, float32 rounding of the keys included."""
     meant = meant_ropes(facts, intent)
     found = {r: compare(meant, ropes_after(model, facts, tensors, changes, r), intent.context) for r in Runtime}
-    return Encoded(encoding, changes, found[Runtime.STOCK], found[Runtime.PATCHED])
+    return Encoded(encoding, changes, found[Runtime.STOCK], found[Runtime.PATCHED], intent.dynamic)
 
 
 def ropes_after(

@@ -18,7 +18,7 @@ import numpy as np
 
 from yarn_gguf import __version__
 from yarn_gguf.before import Before
-from yarn_gguf.encoding import Encoded, Encoding, check_range, encode
+from yarn_gguf.encoding import Encoded, Encoding, check_range, dynamic_on_stock, encode
 from yarn_gguf.errors import InputError, UsageError, about
 from yarn_gguf.findings import Finding, note, warning
 from yarn_gguf.gguf_file.fill import Progress
@@ -86,7 +86,7 @@ def plan_extension(before: Before, options: RopeOptions, encoding: Encoding = "a
         check_range(intent)
         encoded = encode(before.undone, before.facts, before.tensors, intent, encoding, typed=bool(options.given))
     findings = [*before.findings, *(warning("resolved", text) for text in resolved.notes)]
-    findings += _inexact(encoded, before.facts)
+    findings += _inexact(encoded, before.facts, intent)
     if before.model.trailing:
         text = f"{before.model.trailing} bytes behind the last tensor are kept; --strict refuses such a file"
         findings.append(warning("trailing_bytes", text))
@@ -110,9 +110,10 @@ def _resolved(before: Before, options: RopeOptions) -> Resolved:
     return Resolved(current)
 
 
-def _inexact(encoded: Encoded, facts: Facts) -> list[Finding]:
+def _inexact(encoded: Encoded, facts: Facts, intent: Intent) -> list[Finding]:
+    dynamic = [dynamic_on_stock(facts.arch, intent.factor)] if intent.dynamic else []
     if encoded.stock.exact:
-        return []
+        return dynamic
     remedy = "the patched one of `yarn-gguf build` is exact" if encoded.patched.exact else "our patches do not mend it"
     return [warning("not_exact_on_stock", f"stock llama.cpp differs in {encoded.stock.text}; {remedy}")]
 

@@ -23,7 +23,7 @@ from yarn_gguf.effective import (
     layer_ropes,
     meant_ropes,
 )
-from yarn_gguf.encoding import ENCODINGS, encode
+from yarn_gguf.encoding import ENCODINGS, dynamic_on_stock, encode
 from yarn_gguf.errors import YarnGgufError, about
 from yarn_gguf.findings import Finding, Level, error, note, warning
 from yarn_gguf.gguf_file.shards import Model
@@ -37,7 +37,6 @@ from yarn_gguf.metadata import (
     BETA_FAST,
     BETA_SLOW,
     DEAD_ATTN_FACTOR,
-    DYNAMIC,
     EXT_FACTOR,
     FACTOR,
     LOG_MULTIPLIER,
@@ -48,6 +47,7 @@ from yarn_gguf.metadata import (
 from yarn_gguf.provenance import PREFIX, RESTORE, besides_folded, folded_magnitude
 
 EMBEDDING: Final = "token_embd.weight"
+NOT_EXACT: Final = "not_exact_on_stock"
 
 
 @dataclass(frozen=True)
@@ -64,30 +64,30 @@ class Inspection:
     differences: dict[Runtime, Difference]
     findings: tuple[Finding, ...]
 
-    @property
-    def exact(self) -> bool:
-        return self.differences[Runtime.STOCK].exact
+    def exact_on(self, runtime: Runtime) -> bool:
+        """Whether a runtime computes what is asked for, at every context that is opened."""
+        follows = runtime is Runtime.PATCHED or not self.intent.dynamic
+        return follows and self.differences[runtime].exact
 
     def exactness(self, runtime: Runtime, kind: LayerClass) -> bool:
         """Whether the layers of one class get what is meant."""
         pairs = zip(self.meant, self.effective[runtime], strict=True)
         return all(compare((a,), (b,), self.intent.context).exact for a, b in pairs if a.kind is kind)
 
-    @property
-    def verdict(self) -> str:
-        if all(kind.rope is None for kind in self.effective[Runtime.STOCK]) or not GRAPHS[self.facts.arch].yarn:
+    def verdict(self, runtime: Runtime = Runtime.STOCK) -> str:
+        if all(kind.rope is None for kind in self.effective[runtime]) or not GRAPHS[self.facts.arch].yarn:
             note = GRAPHS[self.facts.arch].note
             return f"no RoPE here that could be scaled{': ' + note if note else ''}"
-        if self.sound:
-            return "stock llama.cpp computes exactly what this file asks for"
-        if self.exact:
-            return "RoPE is exact on stock llama.cpp, but there are errors in the file"
-        return "stock llama.cpp computes something else than this file asks for"
+        if self.sound(runtime):
+            return f"{runtime.value} llama.cpp computes exactly what this file asks for"
+        if self.exact_on(runtime):
+            return f"RoPE is exact on {runtime.value} llama.cpp, but there are errors in the file"
+        return f"{runtime.value} llama.cpp computes something else than this file asks for"
 
-    @property
-    def sound(self) -> bool:
-        """Exact on stock, and nothing else that keeps the file from doing what it says."""
-        return self.exact and not any(f.level is Level.ERROR for f in self.findings)
+    def sound(self, runtime: Runtime = Runtime.STOCK) -> bool:
+        """Exact, and nothing else that keeps the file from doing what it says."""
+        errors = {finding.code for finding in self.findings if finding.level is Level.ERROR}
+        return self.exact_on(runtime) and not errors - {NOT_EXACT}
 
 
 def inspect_gguf(path: Path, options: RopeOptions, *, strict: bool = False) -> Inspection:
@@ -141,7 +141,7 @@ def _remedy(before: Before, intent: Intent) -> str:
 def _wrong(differences: dict[Runtime, Difference], remedy: str) -> Iterator[Finding]:
     stock = differences[Runtime.STOCK]
     if not stock.exact:
-        yield error("not_exact_on_stock", f"stock llama.cpp differs in {stock.text}; {remedy}")
+        yield error(NOT_EXACT, f"stock llama.cpp differs in {stock.text}; {remedy}")
 
 
 def _findings(found: Inspection) -> Iterator[Finding]:
@@ -213,11 +213,7 @@ def _runtime_traps(found: Inspection) -> Iterator[Finding]:
             f"{betas[0]:g}/{betas[1]:g}; give yarn_beta_fast=-1.0, yarn_beta_slow=-1.0",
         )
     if facts.dynamic and file_type(facts) == "yarn":
-        yield warning(
-            "dynamic",
-            f"stock llama.cpp does not read {facts.arch}.{DYNAMIC}: it scales by {found.intent.factor:g} whatever the "
-            "context; the patched one by what the context needs, down to no scaling at all",
-        )
+        yield dynamic_on_stock(facts.arch, found.intent.factor)
     magnitudes = [layers.magnitude for layers in found.effective[Runtime.STOCK]]
     shifted = [magnitude for magnitude in magnitudes if abs(magnitude - 1) > TOLERANCE]
     if shifted:

@@ -22,7 +22,10 @@ from yarn_gguf.cli.extend import extend
 from yarn_gguf.cli.inspect import inspect
 from yarn_gguf.cli.options import Asked
 from yarn_gguf.cli.patch import patch
+from yarn_gguf.cli.quantize import quantize_command
+from yarn_gguf.cli.record import record
 from yarn_gguf.cli.render import print_json
+from yarn_gguf.cli.verify import verify
 from yarn_gguf.errors import ResourceError, UsageError, YarnGgufError
 from yarn_gguf.process import SIGNALS, farewell, hold_streams, on_signals
 
@@ -72,7 +75,7 @@ def cli() -> None:
     """
 
 
-for command in (convert, extend, inspect, patch, build, doctor):
+for command in (convert, extend, inspect, quantize_command, verify, record, patch, build, doctor):
     cli.add_command(command)
 
 
@@ -92,7 +95,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 def _run(args: list[str]) -> int:
     """Runs a command; whatever comes out of it becomes one line and an exit code."""
-    asked = Asked(end=lambda error: os._exit(_fail(error, as_json=_wants_json(asked, args))))
+    asked = Asked(arguments=tuple(args), end=lambda error: os._exit(_fail(error, as_json=_wants_json(asked, args))))
     try:
         code: Any = cli.main(args, prog_name="yarn-gguf", standalone_mode=False, obj=asked)
         sys.stdout.flush()

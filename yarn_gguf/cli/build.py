@@ -107,7 +107,7 @@ def _print_built(order: Order, built: Built, *, as_json: bool) -> None:
         if built.log is not None:
             rows.append(("log", str(built.log)))
         if order.patched:
-            rows.append(("use it", "--runtime patched, or LLAMA_CPP_LIB_PATH for programs of your own"))
+            rows.append(("use it", f"--runtime patched; programs of yours: LLAMA_CPP_LIB_PATH={built.library.path}"))
         print_rows(f"llama.cpp of llama-cpp-python {order.source.version}  {order.recipe.name}", rows)
 
 

@@ -127,7 +127,7 @@ def extension_document(outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
 
 
 def _exact(encoded: Encoded | None) -> dict[str, bool] | None:
-    return None if encoded is None else {"stock": encoded.stock.exact, "patched": encoded.patched.exact}
+    return None if encoded is None else {"stock": encoded.exact, "patched": encoded.patched.exact}
 
 
 def print_extension(
@@ -159,6 +159,6 @@ def print_extension(
 
 
 def _encoding_text(encoded: Encoded) -> str:
-    verdict = "exact on stock llama.cpp" if encoded.stock.exact else "not exact on stock llama.cpp"
+    verdict = "exact on stock llama.cpp" if encoded.exact else "not exact on stock llama.cpp"
     what = {"keys": "standard keys", "baked": "baked into rope_freqs.weight"}[encoded.encoding]
     return f"{what}, {verdict}"

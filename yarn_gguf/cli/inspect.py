@@ -113,8 +113,8 @@ def _document(found: Inspection) -> dict[str, Any]:
             for runtime, ropes in found.effective.items()
         },
         "findings": findings_json(found.findings),
-        "exact": {r.value: found.differences[r].exact for r in Runtime},
-        "verdict": found.verdict,
+        "exact": {r.value: found.exact_on(r) for r in Runtime},
+        "verdict": found.verdict(),
     }
 
 
@@ -167,7 +167,7 @@ def _print(found: Inspection, runtime: Runtime, plot: Path | None) -> None:
         rows.append(("plot", str(plot)))
     print_rows(title, rows)
     print_findings(found.findings)
-    print_verdict(found.verdict, sound=found.sound)
+    print_verdict(found.verdict(runtime), sound=found.sound(runtime))
 
 
 def _layer_text(rope: LayerRope, exact: bool | None) -> str:

@@ -11,7 +11,8 @@ from yarn_gguf.cli.options import json_option
 from yarn_gguf.cli.render import print_json, print_rows, print_verdict, result
 from yarn_gguf.errors import CheckFailed
 from yarn_gguf.llamacpp import series
-from yarn_gguf.llamacpp.series import Standing
+from yarn_gguf.llamacpp.series import Patch, Standing
+from yarn_gguf.llamacpp.sources import upstreams
 
 TREE = click.Path(path_type=Path)
 _WORDS = {
@@ -61,40 +62,25 @@ def reverse(tree: Path, as_json: bool) -> None:
 
 
 def _print(tree: Path, was: Standing, now: str, *, as_json: bool) -> None:
+    release = was.series.variant or next(iter(upstreams()))
+    count = {"applied": len(was.series.patches), "clean": 0}.get(now, was.applied)
+    patches = [(item, number < count) for number, item in enumerate(was.series.patches)]
     with result():
         if as_json:
-            print_json(_document(tree, was, now))
+            print_json(_document(tree, was, now, release, patches))
             return
-        standing = was.series.variant or next(iter(_pinned()))
-        count = {"applied": len(was.series.patches), "clean": 0}.get(now, was.applied)
-        rows = [
-            (item.name[:4], f"{'in' if number < count else '--'}  {item.subject}")
-            for number, item in enumerate(was.series.patches)
-        ]
-        print_rows(f"{tree}  patches for llama-cpp-python {standing}", rows)
-        if now == was.state:
-            print_verdict(_WORDS[now], sound=now != "misfit")
-        else:
-            print_verdict({"applied": "the patches are in", "clean": "the patches are out"}[now], sound=True)
+        rows = [(item.name[:4], f"{'in' if applied else '--'}  {item.subject}") for item, applied in patches]
+        print_rows(f"{tree}  patches for llama-cpp-python {release}", rows)
+        changed = {"applied": "the patches are in now", "clean": "the patches are out now"}
+        print_verdict(_WORDS[now] if now == was.state else changed[now], sound=now != "misfit")
 
 
-def _pinned() -> dict[str, Any]:
-    from yarn_gguf.llamacpp.sources import upstreams
-
-    return dict(upstreams())
-
-
-def _document(tree: Path, was: Standing, now: str) -> dict[str, Any]:
+def _document(tree: Path, was: Standing, now: str, release: str, patches: list[tuple[Patch, bool]]) -> dict[str, Any]:
     return {
         "path": str(tree),
         "was": was.state,
         "state": now,
-        "release": was.series.variant or next(iter(_pinned())),
-        "patches": [
-            {"name": item.name, "subject": item.subject, "applied": now == "applied" or number < was.applied}
-            for number, item in enumerate(was.series.patches)
-        ]
-        if now != "clean"
-        else [{"name": item.name, "subject": item.subject, "applied": False} for item in was.series.patches],
+        "release": release,
+        "patches": [{"name": item.name, "subject": item.subject, "applied": applied} for item, applied in patches],
         "misfits": [{"patch": name, "file": m.path, "line": m.line, "text": m.reason} for name, m in was.misfits],
     }

@@ -20,55 +20,13 @@ import click
 from yarn_gguf.errors import ResourceError, printable
 from yarn_gguf.findings import Finding, Level
 from yarn_gguf.gguf_file.fill import Progress
-from yarn_gguf.intent import Intent
-from yarn_gguf.rope import Llama3, Scaling
+from yarn_gguf.rope_words import rope_json, rope_text
+from yarn_gguf.verify import Steps, silent
+
+__all__ = ["rope_json", "rope_text"]  # what a command prints, wherever it is made
 
 SCHEMA = 1
 _COLOURS = {Level.ERROR: "red", Level.WARNING: "yellow", Level.NOTE: "blue"}
-
-
-def rope_text(intent: Intent) -> str:
-    """An intent in a few words."""
-    under = intent.rope.under
-    if intent.method == "none":
-        return f"{'unscaled' if under is None else _under_text(under)}, context {intent.context}"
-    scaling, found = intent.yarn, f"{intent.method} ×{intent.factor:g}"
-    if intent.original:
-        found += f" over {intent.original}"
-    if scaling is not None and intent.method == "yarn":
-        details = []
-        if (scaling.beta_fast, scaling.beta_slow) != (32.0, 1.0):
-            details.append(f"betas {scaling.beta_fast:g}/{scaling.beta_slow:g}")
-        if not scaling.truncate:
-            details.append("not truncated")
-        if intent.dynamic:
-            details.append("dynamic")
-        details.append(f"magnitude {intent.rope.magnitude():.5g}")
-        found += f" ({', '.join(details)})"
-    if under is not None:
-        found += f" on top of {_under_text(under)}"
-    return f"{found}, context {intent.context}"
-
-
-def _under_text(under: Scaling) -> str:
-    """What has rescaled the frequencies already."""
-    return f"llama3 ×{under.factor:g}" if isinstance(under, Llama3) else "the factors of rope_freqs.weight"
-
-
-def rope_json(intent: Intent, encoding: str | None) -> dict[str, Any]:
-    yarn = intent.yarn
-    return {
-        "method": intent.method,
-        "factor": intent.factor,
-        "original_context": intent.original,
-        "context": intent.context,
-        "beta_fast": yarn and yarn.beta_fast,
-        "beta_slow": yarn and yarn.beta_slow,
-        "attention_factor": intent.rope.magnitude(intent.context),
-        "truncate": yarn and yarn.truncate,
-        "dynamic": intent.dynamic,
-        "encoding": encoding,
-    }
 
 
 def findings_json(findings: Iterable[Finding]) -> list[dict[str, str]]:
@@ -161,3 +119,25 @@ def progress_bar(total: int, *, hidden: bool) -> Iterator[Progress]:
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda count: bar.update(task, advance=count)
+
+
+@contextmanager
+def step_bars(*, hidden: bool) -> Iterator[Steps]:
+    """Bars for steps of so many tokens, each with the time left, on a terminal."""
+    if hidden or not sys.stderr.isatty():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+
+        @contextmanager
+        def step(name: str, total: int) -> Iterator[Progress]:
+            task = bar.add_task(shortened(printable(name), 40), total=total)
+            yield lambda count: bar.update(task, advance=count)
+            bar.remove_task(task)
+
+        yield step

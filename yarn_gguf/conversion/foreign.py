@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from yarn_gguf.child import fate, last_words, run
+from yarn_gguf.children.command import fate, last_words, run
 from yarn_gguf.errors import ChildError, InputError, ResourceError, UsageError
 
 OUTTYPES: Final = ("f32", "f16", "bf16", "q8_0", "auto")

@@ -14,7 +14,7 @@ from yarn_gguf.archs.tensors import Planned
 from yarn_gguf.checkpoint_ropes import MeantRopes
 from yarn_gguf.conversion.file import vector
 from yarn_gguf.effective import Difference, LayerRope, Runtime, Tensors, compare, layer_ropes
-from yarn_gguf.encoding import Encoded, Encoding, encode, ropes_after
+from yarn_gguf.encoding import Encoded, Encoding, dynamic_on_stock, encode, ropes_after
 from yarn_gguf.errors import InputError
 from yarn_gguf.findings import Finding, error, note, warning
 from yarn_gguf.gguf_file.shards import Model
@@ -46,13 +46,13 @@ def write_rope(
     findings = [warning("resolved", text) for text in meant.notes] + _unclear(meant)
     if intent.method in KEPT:
         found, encoded = layer_ropes(facts, tensors, Runtime.STOCK), None
-        findings += _dynamic(intent)
     else:
         encoded = encode(base, facts, tensors, intent, choice, typed=typed)
         found = ropes_after(base, facts, tensors, encoded.changes, Runtime.STOCK)
+    findings += _dynamic(facts.arch, intent)
     difference = layerwise(_normed(meant.layers, facts), found, intent.context, _attending(facts))
     if difference.exact:
-        return Written(intent, encoded, tuple(findings), exact=True)
+        return Written(intent, encoded, tuple(findings), exact=not intent.dynamic)
     findings.append(_judged(difference, encoded, base, force=force))
     return Written(intent, encoded, tuple(findings), exact=False)
 
@@ -79,7 +79,9 @@ def _normed(layers: Sequence[LayerRope], facts: Facts) -> Sequence[LayerRope]:
     return [replace(each, magnitude=1.0) for each in layers] if cancels else layers
 
 
-def _dynamic(intent: Intent) -> list[Finding]:
+def _dynamic(arch: str, intent: Intent) -> list[Finding]:
+    if intent.dynamic:
+        return [dynamic_on_stock(arch, intent.factor)]
     if not intent.method.startswith("dynamic"):
         return []
     text = f"llama.cpp has no dynamic scaling: the file is exact up to {intent.context} tokens, and unscaled beyond"

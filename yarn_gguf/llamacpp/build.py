@@ -20,8 +20,8 @@ from typing import IO, Any, Final
 
 from filelock import FileLock, Timeout
 
-from yarn_gguf.child import fate, run
-from yarn_gguf.errors import ChildError, InputError, ResourceError
+from yarn_gguf.children.command import fate, run
+from yarn_gguf.errors import ChildError, InputError, ResourceError, about
 from yarn_gguf.llamacpp import series as patch_series
 from yarn_gguf.llamacpp.libraries import RECORD, Library, builds_folder, cache_folder, library_file
 from yarn_gguf.llamacpp.recipes import NEEDS, Recipe, compile_, configure
@@ -126,8 +126,8 @@ def _sweep(folder: Path) -> None:
 def _make(order: Order, final: Path, log: Path, steps: Steps) -> None:
     with unpacked(order.source, final.parent) as tree, log.open("wb", buffering=0) as said:
         if order.patched:
-            digest = patch_series.standing(tree).series.digest
-            patch_series.apply(tree)
+            with about(order.source.path):
+                digest = _patched(tree)
         else:
             digest = ""
         made = tree.parent / "build"
@@ -145,6 +145,15 @@ def _make(order: Order, final: Path, log: Path, steps: Steps) -> None:
             ready.rename(final)
         except OSError as error:
             raise ResourceError(f"cannot be put in place: {error.strerror}", file=final, code="write_failed") from error
+
+
+def _patched(tree: Path) -> str:
+    """Puts the patches in; the digest of the series that fitted."""
+    found = patch_series.standing(tree)
+    if found.state == "misfit":
+        raise InputError(patch_series.misfit_text(found), code="patch_misfit")
+    patch_series.apply(tree)
+    return found.series.digest
 
 
 def _record(order: Order, digest: str) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from yarn_gguf.child import fate, last_words, run
+from yarn_gguf.children.command import fate, last_words, run
 from yarn_gguf.errors import ChildError, InputError
 from yarn_gguf.llamacpp import recipes
 from yarn_gguf.llamacpp.series import all_series
@@ -97,7 +98,8 @@ def built() -> tuple[Library, ...]:
             document = json.loads(record.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if isinstance(document, dict) and library_file(record.parent / "bin").is_file():
+        known = isinstance(document, dict) and isinstance(document.get("built"), int | float)
+        if known and library_file(record.parent / "bin").is_file():
             found.append(Library(record.parent / "bin", document))
     return tuple(sorted(found, key=_preference))
 
@@ -108,9 +110,13 @@ def _preference(library: Library) -> tuple[int, float]:
 
 
 def current(library: Library) -> bool:
-    """Built for the installed llama-cpp-python with the patches that ship now."""
+    """Built from the very sources of the installed llama-cpp-python, with the patches that ship now.
+
+    What came from other sources (`--source`) may have other structures: that is used by its path alone.
+    """
+    record, version = library.record, installed_version()
     digests = {series.digest for series in all_series()}
-    return library.record.get("version") == installed_version() and library.record.get("patches") in digests
+    return record.get("version") == version and record.get("patches") in digests and record.get("verified") is True
 
 
 def library_folder(runtime: str) -> Path | None:
@@ -135,14 +141,17 @@ def library_folder(runtime: str) -> Path | None:
 
 def abilities(folder: Path) -> Abilities:
     """What the library in a folder says of itself. Raises ChildError when it cannot be loaded."""
+    command = [sys.executable, "-P", str(Path(__file__).with_name("ask.py")), str(library_file(folder))]
     with tempfile.TemporaryFile() as said:
-        answer: list[str] = []
-        command = [sys.executable, "-P", str(Path(__file__).with_name("ask.py")), str(library_file(folder))]
-        status = run(command, said, line=lambda line: answer.append(line) if line.startswith("{") else None)
         try:
-            if status:
-                raise ValueError
-            document = json.loads(answer[-1])
+            status = run(command, said, timeout=_SECONDS)
+        except subprocess.TimeoutExpired:
+            text = f"cannot be loaded: it gave no answer within {_SECONDS:g} s"
+            raise ChildError(text, file=folder, code="library_failed") from None
+        said.seek(0)
+        answers = [line for line in said.read().decode("utf-8", "replace").splitlines() if line.startswith("{")]
+        try:
+            document = json.loads(answers[-1] if not status else "")
         except (IndexError, ValueError):
             text = f"cannot be loaded: the child {fate(status)}: {last_words(said)}"
             raise ChildError(text, file=folder, code="library_failed") from None

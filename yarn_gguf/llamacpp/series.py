@@ -2,7 +2,8 @@
 
 `series` names the patches in their order; a folder of `variants` has other texts of some of them, for older revisions.
 A tree is worked on in memory first, all of the series or nothing: what is written is known to fit. Files are replaced
-one by one, the untouched ones not at all. Knows files and diffs; nothing of what the patches do.
+one by one, the untouched ones not at all, and a run that was killed in between can be finished or undone by the next.
+Knows files and diffs; nothing of what the patches do.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -98,39 +99,15 @@ def _series(variant: str, texts: Mapping[str, str]) -> Series:
     return Series(variant, tuple(Patch(name, text, parsed(text)) for name, text in texts.items()))
 
 
-class _Texts:
-    """The files of a tree as they would be; the tree itself is only read."""
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One file of a tree: its text now, without any of our changes, and with all of them."""
 
-    def __init__(self, tree: Path) -> None:
-        self.tree = tree
-        self.now: dict[str, str] = {}
-
-    def of(self, path: str) -> str | None:
-        if path not in self.now:
-            try:
-                # newline="": the ends of lines stay what they are; surrogateescape: so does everything else
-                with (self.tree / path).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-                    self.now[path] = file.read()
-            except FileNotFoundError:
-                return None
-            except OSError as error:
-                raise ResourceError(f"cannot be read: {error.strerror}", file=self.tree / path) from error
-        return self.now[path]
-
-    def take(self, patch: Patch, *, reverse: bool = False) -> tuple[Misfit, ...]:
-        """Changes the texts under a whole patch, or returns why not and changes none."""
-        after: dict[str, str] = {}
-        misfits: list[Misfit] = []
-        for change in patch.files:
-            text = self.of(change.path)
-            if text is None:
-                misfits.append(Misfit(change.path, 0, "is missing"))
-                continue
-            after[change.path], wrong = patched(text, change, reverse=reverse)
-            misfits += wrong
-        if not misfits:
-            self.now |= after
-        return tuple(misfits)
+    path: str
+    now: str
+    clean: str
+    whole: str
+    applied: int  # how many of the patches that change it are in
 
 
 def standing(tree: Path) -> Standing:
@@ -142,28 +119,67 @@ def standing(tree: Path) -> Standing:
     return whole or partly or min(found, key=lambda one: len(one.misfits))
 
 
-def _standing(tree: Path, series: Series) -> tuple[Standing, _Texts]:
-    """The state of a tree, and its files without any of the patches that are in."""
-    texts = _Texts(tree)
-    applied = _taken_back(texts, series)
-    after = _Texts(tree)
-    after.now = dict(texts.now)
-    misfits = [(patch.name, misfit) for patch in series.patches for misfit in after.take(patch)]
+def _standing(tree: Path, series: Series) -> tuple[Standing, list[_File]]:
+    """The state of a tree, and the files that the series changes.
+
+    Each file is judged by itself: were a run killed between two of them, both kinds are known and can be finished.
+    """
+    files: list[_File] = []
+    misfits: list[tuple[str, Misfit]] = []
+    whole = dict.fromkeys((patch.name for patch in series.patches), True)
+    for path, steps in _steps(series).items():
+        text = _text_of(tree / path)
+        if text is None:
+            misfits += [(name, Misfit(path, 0, "is missing")) for name, _ in steps]
+            continue
+        file, wrong = _judged(path, text, steps)
+        files.append(file)
+        misfits += wrong
+        whole |= {name: False for name, _ in steps[file.applied :]}
+    applied = sum(whole.values())
     if misfits:
-        return Standing("misfit", series, applied, tuple(misfits)), texts
-    state: State = "clean" if not applied else "applied" if applied == len(series.patches) else "partly"
-    return Standing(state, series, applied), texts
+        return Standing("misfit", series, applied, tuple(sorted(misfits, key=lambda pair: pair[0]))), files
+    touched = any(file.applied for file in files)
+    state: State = "applied" if applied == len(series.patches) else "partly" if touched else "clean"
+    return Standing(state, series, applied), files
 
 
-def _taken_back(texts: _Texts, series: Series) -> int:
-    """Takes the patches that are in out of the texts, last first; how many they were."""
-    for count in range(len(series.patches), 0, -1):
-        trial = _Texts(texts.tree)
-        trial.now = dict(texts.now)
-        if not any(trial.take(patch, reverse=True) for patch in reversed(series.patches[:count])):
-            texts.now = trial.now
-            return count
-    return 0
+def _steps(series: Series) -> dict[str, list[tuple[str, FilePatch]]]:
+    """By file, the patches that change it and how, in their order."""
+    found: dict[str, list[tuple[str, FilePatch]]] = {}
+    for patch in series.patches:
+        for change in patch.files:
+            found.setdefault(change.path, []).append((patch.name, change))
+    return found
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        # newline="": the ends of lines stay what they are; surrogateescape: so does everything else
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ResourceError(f"cannot be read: {error.strerror}", file=path, code="read_failed") from error
+
+
+def _judged(path: str, now: str, steps: list[tuple[str, FilePatch]]) -> tuple[_File, list[tuple[str, Misfit]]]:
+    """What of the steps is in a file, and the hunks that fit nowhere; what fits of a step is in for those behind it."""
+    applied, clean = 0, now
+    for count in range(len(steps), 0, -1):
+        text, wrong = now, False
+        for _, change in reversed(steps[:count]):
+            text, misfits = patched(text, change, reverse=True)
+            wrong = wrong or bool(misfits)
+        if not wrong:
+            applied, clean = count, text
+            break
+    whole, found = clean, []
+    for name, change in steps:
+        whole, misfits = patched(whole, change)
+        found += [(name, misfit) for misfit in misfits]
+    return _File(path, now, clean, whole, applied), found
 
 
 def apply(tree: Path) -> Standing:
@@ -180,11 +196,8 @@ def _write(tree: Path, *, forwards: bool) -> Standing:
     was = standing(tree)
     if was.state == "misfit":
         raise InputError(misfit_text(was), file=tree, code="patch_misfit")
-    _, texts = _standing(tree, was.series)
-    for patch in was.series.patches if forwards else ():
-        texts.take(patch)
-    changed = {path: text for path, text in texts.now.items() if text != _Texts(tree).of(path)}
-    _replace_all(tree, changed)
+    wanted = {file.path: (file.now, file.whole if forwards else file.clean) for file in _standing(tree, was.series)[1]}
+    _replace_all(tree, {path: text for path, (now, text) in wanted.items() if text != now})
     return was
 
 
@@ -221,6 +234,7 @@ def _replace_all(tree: Path, texts: Mapping[str, str]) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
+    path = path.resolve()  # a link stays one
     mode = path.stat().st_mode
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -231,9 +245,3 @@ def _replace(path: Path, data: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def applied_names(found: Standing) -> Iterator[tuple[Patch, bool]]:
-    """Every patch of the series, and whether it is in."""
-    for number, patch in enumerate(found.series.patches):
-        yield patch, number < found.applied

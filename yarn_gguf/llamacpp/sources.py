@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import re
 import shutil
 import sys
@@ -20,15 +21,13 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from yarn_gguf.child import fate, last_words, run
+from yarn_gguf.children.command import fate, last_words, run
 from yarn_gguf.errors import ChildError, InputError, ResourceError, UsageError
-from yarn_gguf.llamacpp.series import patches_folder
+from yarn_gguf.llamacpp.series import patches_folder, standing
 
 PACKAGE: Final = "llama-cpp-python"
 _SDIST: Final = re.compile(r"llama_cpp_python-(\d+(?:\.\d+)+)\.tar\.gz")
 _INSIDE: Final = "vendor/llama.cpp"
-_SOURCES: Final = ("include", "src", "ggml/include", "ggml/src", "tools/mtmd")  # that decide what a library computes
-_SUFFIXES: Final = frozenset({".c", ".cpp", ".h", ".hpp", ".cu", ".cuh", ".m", ".metal", ".comp", ".glsl", ".cl"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +74,10 @@ def given_source(path: Path) -> Source:
         if not (tree / "ggml" / "CMakeLists.txt").is_file():
             text = f"holds no llama.cpp; give a checkout of it, or an sdist of {PACKAGE}"
             raise InputError(text, file=path, code="no_tree")
-        return Source(tree, version, f"tree-{_tree_digest(tree)}", verified=False)
+        return Source(tree, _version_of(path, tree), f"tree-{_tree_digest(tree)}", verified=False)
     if not path.is_file():
-        raise InputError("no such file or folder", file=path, code="not_found")
+        text = "is neither a file nor a folder" if path.exists() else "no such file or folder"
+        raise InputError(text, file=path, code="not_found")
     named = _SDIST.fullmatch(path.name)
     digest = _sha256(path)
     row = next((row for row in upstreams().values() if row.sha256 == digest), None)
@@ -132,7 +132,14 @@ def unpacked(source: Source, folder: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".work-") as temporary:
         tree = Path(temporary, "llama.cpp")
         if source.path.is_dir():
-            shutil.copytree(source.path, tree, symlinks=True, ignore=_built_before(source.path))
+            try:
+                shutil.copytree(source.path, tree, symlinks=True, ignore=_built_before(source.path))
+            except shutil.Error as error:  # a list of every file that failed
+                text = f"cannot be copied: {error.args[0][0][2]}"
+                raise ResourceError(text, file=source.path, code="unpack_failed") from error
+            except OSError as error:
+                text = f"cannot be copied: {error.strerror or error}"
+                raise ResourceError(text, file=source.path, code="unpack_failed") from error
         else:
             _extract(source.path, Path(temporary), tree)
         yield tree
@@ -152,8 +159,12 @@ def _extract(archive: Path, folder: Path, tree: Path) -> None:
     """The llama.cpp of an sdist, or of a tarball that is one."""
     try:
         with tarfile.open(archive) as tar:
-            members = [member for member in tar if ".git/" not in member.name]
+            members = [member for member in tar if ".git/" not in member.name and member.name != "."]
+            for member in members:
+                member.name = member.name.removeprefix("./")
             top = members[0].name.partition("/")[0] if members else ""
+            if not top:
+                raise InputError(f"holds nothing; give an sdist of {PACKAGE}", file=archive, code="bad_archive")
             inside = f"{top}/{_INSIDE}"
             root = inside if any(member.name.startswith(f"{inside}/") for member in members) else top
             wanted = (member for member in members if member.name.startswith(f"{root}/"))
@@ -173,10 +184,27 @@ def _sha256(path: Path) -> str:
 
 
 def _tree_digest(tree: Path) -> str:
-    """Of all sources in a tree, names and contents."""
+    """Of all files of a tree, names and contents, but for git's and those of builds."""
     found = hashlib.sha256()
-    for part in _SOURCES:
-        for path in sorted((tree / part).rglob("*")):
-            if path.suffix in _SUFFIXES and path.is_file():
-                found.update(f"{path.relative_to(tree).as_posix()}\0{_sha256(path)}\n".encode())
+    left_out = _built_before(tree)
+    for folder, folders, names in os.walk(tree):
+        unused = left_out(folder, folders)
+        folders[:] = sorted(name for name in folders if name not in unused)
+        for path in (Path(folder, name) for name in sorted(names) if name != ".git"):
+            if path.is_file():
+                found.update(
+                    f"{path.relative_to(tree).as_posix()}\0{_sha256(path)}\n".encode("utf-8", "surrogateescape")
+                )
     return found.hexdigest()[:12]
+
+
+def _version_of(top: Path, tree: Path) -> str:
+    """The release that a folder is of: an unpacked sdist says it; else that whose patches fit; else the installed."""
+    if (top / "PKG-INFO").is_file():
+        named = re.search(r"^Version: (\S+)$", (top / "PKG-INFO").read_text("utf-8", "replace"), re.MULTILINE)
+        if named is not None:
+            return named[1]
+    found = standing(tree)
+    if found.state != "misfit":
+        return found.series.variant or next(iter(upstreams()))
+    return installed_version() or next(iter(upstreams()))
