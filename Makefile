@@ -17,7 +17,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 demo: $(READY)
-	$(BIN)/python scripts/demo.py
+	$(BIN)/yarn-gguf demo
 
 check: $(READY)
 	$(BIN)/ruff check .

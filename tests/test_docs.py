@@ -46,7 +46,7 @@ def test_a_page_made_from_the_code_is_fresh(page: str) -> None:
 
 
 def examples(page: Path) -> list[str]:
-    """The ```console blocks on the demo's model: a command, and below it what it prints."""
+    """The ```console blocks on the sample: a command, and below it what it prints."""
     blocks = re.findall(r"^```console\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     return [block for block in blocks if re.match(r"\$ yarn-gguf .*\bdemo-out/", block)]
 
@@ -69,9 +69,9 @@ def without_chance(block: str) -> str:
     return re.sub(r", \d+\.\d s(, data shared with the input on disk)?$", ", 0.0 s", block, flags=re.MULTILINE)
 
 
-def test_the_readme_shows_what_the_commands_print_on_the_demos_model(tmp_path: Path) -> None:
+def test_the_readme_shows_what_the_commands_print_on_the_sample(tmp_path: Path) -> None:
     (tmp_path / "demo-out").mkdir()
-    script("demo").make_model(tmp_path / "demo-out" / "model.gguf")
+    script("make_sample").make_model(tmp_path / "demo-out" / "model.gguf")
     found = examples(ROOT / "README.md")
     assert {block.split()[2] for block in found} == {"inspect", "extend"}
     for block in found:

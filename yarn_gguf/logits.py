@@ -138,6 +138,12 @@ class Session(AbstractContextManager["Session"]):
         found = self.child.ask("generate", tokens=tokens.tolist(), count=count, stop=[int(each) for each in stop])
         return np.array(found["tokens"], np.int32)
 
+    def attention_entropy(self, tokens: Tokens, edges: Sequence[int]) -> NDArray[np.float64]:
+        """[layers, spans between edges], in nats. Only transformers shows its attention."""
+        self._check(tokens)
+        found = self.child.ask("entropy", tokens=tokens.tolist(), edges=list(edges))
+        return np.array(found["entropy"], np.float64)
+
     def _check(self, tokens: Tokens, more: int = 0) -> None:
         if not len(tokens):
             raise UsageError("no tokens to decode", file=self.child.about, code="no_tokens")

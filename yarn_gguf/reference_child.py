@@ -10,6 +10,7 @@ The only place where transformers computes.
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,25 @@ class Transformers:
                 return {"tokens": found}
             logits = self._forward(found[-1:], [0])
 
+    # ---- attention
+
+    def entropy(self, tokens: list[int], edges: list[int]) -> dict[str, Any]:
+        """Of each layer, and of the positions between each edge and the next: −Σ a·ln a, averaged over the heads."""
+        import torch
+
+        cache, found, step = None, [], self.chunks[False]
+        for at in range(0, len(tokens), step):
+            ids = torch.tensor([tokens[at : at + step]], dtype=torch.long)
+            with torch.inference_mode():
+                out = self.model(ids, past_key_values=cache, use_cache=True, output_attentions=True)
+            cache = out.past_key_values
+            rows = [torch.special.entr(a).sum(-1).mean((0, 1)).double().numpy() for a in out.attentions]
+            found.append(np.stack(rows))
+            self.line.alive()
+        layers = np.concatenate(found, axis=1)
+        spans = list(itertools.pairwise(edges))
+        return {"entropy": [[float(layer[first:end].mean()) for first, end in spans] for layer in layers]}
+
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
@@ -221,6 +241,7 @@ def main() -> None:
             "reset": model.reset,
             "decode": model.decode,
             "generate": model.generate,
+            "entropy": model.entropy,
             "twin": model.twin,
             "vocabulary": model.vocabulary_only,
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -73,10 +73,14 @@ _COLOURS: Final = "\n".join(
 
 def write_page(report: Report, path: Path, command: str) -> None:
     """Writes the page; what stands at the path is replaced, whole."""
+    write_html(page(report, command), path)
+
+
+def write_html(text: str, path: Path) -> None:
     check_target(path, [], overwrite=True, option="--html")
     temporary = path.with_name(f".{path.name}.yarn-gguf-tmp")
     try:
-        temporary.write_text(page(report, command), encoding="utf-8", errors="replace")
+        temporary.write_text(text, encoding="utf-8", errors="replace")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -84,20 +88,24 @@ def write_page(report: Report, path: Path, command: str) -> None:
 
 def page(report: Report, command: str) -> str:
     title = f"{report.reference.path.name}: {'pass' if report.passed else 'fail'}"
-    body = "\n".join(
-        [
-            f"<h1>{_text(report.reference.path.name)} and what runs</h1>",
-            *(f'<p class="soft">{_text(name)}: {_text(value)}</p>' for name, value in heading(report)),
-            *_cards(report),
-            *_plots(report),
-            *_figures(report),
-            *_ropes(report),
-            *_again(report, command),
-        ]
+    return whole_page(
+        title, [f"<h1>{_text(report.reference.path.name)} and what runs</h1>", *sections(report, command)]
     )
+
+
+def sections(report: Report, command: str) -> Iterator[str]:
+    """What the page says below its title."""
+    yield from (f'<p class="soft">{_text(name)}: {_text(value)}</p>' for name, value in heading(report))
+    for part in (_cards, _plots, _figures, _ropes):
+        yield from part(report)
+    yield from _again(report, command)
+
+
+def whole_page(title: str, body: Iterable[str]) -> str:
     meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head = f"<head>{meta}<title>{_text(title)}</title><style>{_STYLE}{_COLOURS}</style></head>"
-    return f'<!doctype html>\n<html lang="en">{head}\n<body>\n{body}\n</body></html>\n'
+    lines = "\n".join(body)
+    return f'<!doctype html>\n<html lang="en">{head}\n<body>\n{lines}\n</body></html>\n'
 
 
 def _text(text: str) -> str:

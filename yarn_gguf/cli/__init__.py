@@ -17,7 +17,9 @@ import click
 from yarn_gguf import __version__
 from yarn_gguf.cli.build import build
 from yarn_gguf.cli.convert import convert
+from yarn_gguf.cli.demo import demo
 from yarn_gguf.cli.doctor import doctor
+from yarn_gguf.cli.evaluate import evaluation
 from yarn_gguf.cli.extend import extend
 from yarn_gguf.cli.inspect import inspect
 from yarn_gguf.cli.options import Asked
@@ -75,7 +77,19 @@ def cli() -> None:
     """
 
 
-for command in (convert, extend, inspect, quantize_command, verify, record, patch, build, doctor):
+for command in (
+    convert,
+    extend,
+    inspect,
+    quantize_command,
+    verify,
+    record,
+    evaluation,
+    demo,
+    patch,
+    build,
+    doctor,
+):
     cli.add_command(command)
 
 

@@ -1,20 +1,16 @@
-"""A minute with yarn-gguf: makes a small GGUF whose YaRN settings stock llama.cpp ignores, then finds and mends that.
+"""Makes a small GGUF whose YaRN settings stock llama.cpp ignores, as upstream's converter would write it.
 
-The model is a random one, as upstream's converter would write it: what is shown is metadata, not language. Everything
-lies in the folder `demo-out` afterwards. Runs the real command line; knows nothing of its insides.
+The model is a random one: what can be shown of it is metadata, not language. The README's examples are of it.
 """
 
 from __future__ import annotations
 
-import filecmp
-import subprocess
-import sys
+import argparse
 from pathlib import Path
 
 import gguf
 import numpy as np
 
-FOLDER = Path("demo-out")
 WIDTH, LAYERS, HEADS, WORDS = 256, 2, 4, 256
 
 
@@ -57,32 +53,12 @@ def _shapes() -> dict[str, tuple[int, ...]]:
     return ends | layers
 
 
-def say(text: str) -> None:
-    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
-
-
-def run(*arguments: str | Path) -> None:
-    """Shows a command and its output; the demo ends where it fails."""
-    print(f"$ yarn-gguf {' '.join(map(str, arguments))}", flush=True)
-    subprocess.run([sys.executable, "-m", "yarn_gguf", *map(str, arguments)], check=True)
-
-
 def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
-    model, longer, back = FOLDER / "model.gguf", FOLDER / "model-yarn4x.gguf", FOLDER / "model-restored.gguf"
-    say("1. A model as today's converters write it. What will llama.cpp make of it?")
-    make_model(model)
-    run("inspect", model)
-    say("2. The same settings, written so that stock llama.cpp computes them. Tensor bytes are not touched.")
-    run("extend", model, "-o", longer, "--force")
-    say("3. What will llama.cpp make of that?")
-    run("inspect", longer, "--plot", FOLDER / "rope.svg")
-    say("4. And back again, byte for byte.")
-    run("extend", longer, "--restore", "-o", back, "--force")
-    if not filecmp.cmp(model, back, shallow=False):
-        sys.exit(f"error: {back} differs from {model}")
-    print(f"{back} and {model} are the same, byte for byte")
-    say(f"Everything is in {FOLDER}/; {FOLDER}/rope.svg shows what YaRN does to each pair of dimensions.")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    path = parser.parse_args().out
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make_model(path)
 
 
 if __name__ == "__main__":
