@@ -2,7 +2,7 @@
 
     python -m benchmarks.convert [FOLDER] [--rounds N]
 
-A Llama of 1.1 B parameters (`make_llama`) is made in a folder of its own inside FOLDER and removed afterwards: 10 GB of
+A Llama of 1.1 B parameters (`make_llama`) is made in a folder of its own inside FOLDER and removed afterwards: 12 GB of
 room are needed there for a while. In each round the three take turns, and who begins changes; the source is read before
 each run, so that all find it in the cache. Seconds are wall time of the whole command, Python's start and our fsync
 included (upstream's converter does not sync, and is spared its vocabulary); memory is the child's peak. Ratios are
@@ -19,7 +19,8 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -132,6 +133,19 @@ def report_wide(folder: Path, tall: Path, types: Sequence[str]) -> None:
     shutil.rmtree(wide)
 
 
+@contextmanager
+def made(parent: Path) -> Iterator[Path]:
+    """The large model, in a folder of its own that is removed; says where and on what it lies."""
+    if shutil.disk_usage(parent).free < ROOM:
+        raise SystemExit(f"{parent.resolve()}: {ROOM / 1e9:.0f} GB are needed for a while; name another folder")
+    with tempfile.TemporaryDirectory(prefix="yarn-gguf-bench-", dir=parent) as name:
+        folder = Path(name)
+        model = make(folder / "model")
+        size = (model / "model.safetensors").stat().st_size
+        print(f"{machine(folder)}, load {os.getloadavg()[0]:.1f}; {datetime.date.today()}; {size / 1e9:.2f} GB of bf16")
+        yield model
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path(), help="on the filesystem to be measured [here]")
@@ -140,13 +154,7 @@ def main() -> None:
     parser.add_argument("--no-upstream", action="store_true", help="only ours and cp")
     parser.add_argument("--only-times", action="store_true", help="neither digests nor the model with a large tensor")
     options = parser.parse_args()
-    if shutil.disk_usage(options.folder).free < ROOM:
-        raise SystemExit(f"{options.folder.resolve()}: {ROOM / 1e9:.0f} GB are needed for a while; name another folder")
-    with tempfile.TemporaryDirectory(prefix="yarn-gguf-bench-", dir=options.folder) as name:
-        folder = Path(name)
-        model = make(folder / "model")
-        size = (model / "model.safetensors").stat().st_size
-        print(f"{machine(folder)}, load {os.getloadavg()[0]:.1f}; {datetime.date.today()}; {size / 1e9:.2f} GB of bf16")
+    with made(options.folder) as model:
         types = options.outtype or list(GOALS)
         found = {t: rounds(model, t, options.rounds, with_upstream=not options.no_upstream) for t in types}
         print(f"\nmedians of {options.rounds}; load at the end {os.getloadavg()[0]:.1f}")
@@ -157,7 +165,7 @@ def main() -> None:
         print(f"\ngoal for our peak: {GOAL_MIB} MiB")
         if not options.only_times:
             report_digests(model)
-            report_wide(folder, model, types)
+            report_wide(model.parent, model, types)
 
 
 if __name__ == "__main__":

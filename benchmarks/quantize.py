@@ -3,7 +3,7 @@
     python -m benchmarks.quantize [FOLDER] [--outtype Q4_K_M] [--rounds N] [--together Q8_0,Q4_K_M,IQ4_XS]
 
 The model is that of `benchmarks.convert`: a Llama of 1.1 B parameters, made in a folder of its own inside FOLDER and
-removed afterwards; 10 GB of room are needed there for a while. In each round all take turns. The limit is the time
+removed afterwards; 12 GB of room are needed there for a while. In each round all take turns. The limit is the time
 that ggml's quantizers take for as many rows of the same types from memory, on all cores, with nothing read or written.
 Seconds are wall time of whole commands, Python's start and our fsync included (upstream's tools do not sync); memory is
 the child's peak. Then: what of the disk is used besides the output while we write, and several types of one reading
@@ -13,13 +13,11 @@ beside runs of their own. `--pure MODEL TYPE` measures the limit alone.
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -29,11 +27,10 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.convert import timed, upstream
-from benchmarks.extend import ROOT, Run, machine, measured, settle, warm
-from benchmarks.make_llama import make, pool_of
+from benchmarks.convert import made, timed, upstream
+from benchmarks.extend import ROOT, Run, measured, settle, warm
+from benchmarks.make_llama import pool_of
 
-ROOM: Final = 10_000_000_000
 GOAL: Final = 0.65  # of upstream's two steps
 LIMIT: Final = 1.1  # times what encoding alone takes
 TOGETHER: Final = 0.9  # of the sum of single runs
@@ -186,13 +183,7 @@ def main() -> None:
     if options.pure:
         print(*encode_from_memory(Path(options.pure[0]), options.pure[1]))
         return
-    if shutil.disk_usage(options.folder).free < ROOM:
-        raise SystemExit(f"{options.folder.resolve()}: {ROOM / 1e9:.0f} GB are needed for a while; name another folder")
-    with tempfile.TemporaryDirectory(prefix="yarn-gguf-bench-", dir=options.folder) as name:
-        folder = Path(name)
-        model = make(folder / "model")
-        size = (model / "model.safetensors").stat().st_size
-        print(f"{machine(folder)}, load {os.getloadavg()[0]:.1f}; {datetime.date.today()}; {size / 1e9:.2f} GB of bf16")
+    with made(options.folder) as model:
         report(options.outtype, rounds(model, options.outtype, options.rounds))
         report_disk(model, options.outtype)
         report_together(model, options.together, options.rounds)

@@ -20,7 +20,8 @@ from yarn_gguf.intent import RopeOptions
 from yarn_gguf.models import Opening, open_model
 from yarn_gguf.tasks.prompts import TASKS
 from yarn_gguf.tasks.text import Mix, document
-from yarn_gguf.verify import Wanted, verify
+from yarn_gguf.verification.wanted import Wanted
+from yarn_gguf.verify import verify
 
 SEEDS = (0, 1, 2)
 LISTS = 8  # per length and seed

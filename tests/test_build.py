@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from yarn_gguf import cache
 from yarn_gguf.errors import ChildError, InputError
 from yarn_gguf.llamacpp import libraries, recipes
 from yarn_gguf.llamacpp.build import first_error
@@ -253,12 +254,12 @@ def test_an_archive_with_a_dot_in_front_is_read_and_an_empty_one_refused(tmp_pat
 @pytest.mark.slow
 def test_a_runtime_is_stock_patched_or_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = patched()
-    monkeypatch.setenv(libraries.CACHE_VARIABLE, str(builds_cache()))
+    monkeypatch.setenv(cache.VARIABLE, str(builds_cache()))
     assert libraries.library_folder("stock") is None
     assert libraries.library_folder("patched") == folder
     assert libraries.library_folder(str(stock())) == stock().resolve()
     assert libraries.library_folder(str(stock().parent)) == stock().resolve()
-    monkeypatch.setenv(libraries.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
     for wrong, text in (("patched", "there is no patched llama.cpp"), (str(tmp_path), "holds no libllama.so")):
         with pytest.raises(InputError, match=text):
             libraries.library_folder(wrong)

@@ -20,14 +20,12 @@ from yarn_gguf.metrics import (
     TILE,
     NotFinite,
     Rows,
-    buckets,
-    log_edges,
     record,
     score,
     score_recorded,
-    summarize,
     top_words,
 )
+from yarn_gguf.summary import buckets, log_edges, summarize
 
 CLOSE = 1e-12
 VOCABULARIES = (3, 320, SEGMENT * 24 + 7, TILE * 2 + 11)

@@ -14,10 +14,11 @@ import pytest
 
 from yarn_gguf.findings import warning
 from yarn_gguf.intent import Intent
-from yarn_gguf.metrics import ROW, Rows, buckets, log_edges, summarize
+from yarn_gguf.metrics import ROW, Rows
 from yarn_gguf.report import by_position, document, table
 from yarn_gguf.report_html import page, write_page
 from yarn_gguf.rope import Rope, Yarn
+from yarn_gguf.summary import buckets, log_edges, summarize
 from yarn_gguf.thresholds import Limits
 from yarn_gguf.verification.judging import histogram_of, histogram_reach
 from yarn_gguf.verification.results import CandidateReport, ModelInfo, NoiseFloor, Report

@@ -17,9 +17,10 @@ import pytest
 from tests.make_checkpoints import edit_json, tokenizer
 from tests.make_tokenizers import added_token, byte_level
 from tests.toys import VOCABULARY
+from yarn_gguf.children.command import ending
 from yarn_gguf.errors import InputError
 from yarn_gguf.gguf_file.header import encode_header
-from yarn_gguf.tokenizer.check import _end, check_tokenizer
+from yarn_gguf.tokenizer.check import check_tokenizer
 from yarn_gguf.tokenizer.reading import Vocabulary, entries, read_vocabulary
 from yarn_gguf.tokenizer.tokens import decoded
 
@@ -318,4 +319,4 @@ def test_a_folder_for_temporary_files_whose_name_is_not_utf_8_serves_the_proof(
     ("code", "said"), [(-int(signal.SIGKILL), "signal SIGKILL"), (-99, "signal 99"), (70, "code 70")]
 )
 def test_the_end_of_a_child_is_told_whatever_its_signal(code: int, said: str) -> None:
-    assert f"ended with {said}, saying: no word" in _end(subprocess.CompletedProcess([], code, "", ""))
+    assert f"ended with {said}, saying: no word" in ending(subprocess.CompletedProcess([], code, "", ""))

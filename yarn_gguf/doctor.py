@@ -8,14 +8,15 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from yarn_gguf import __version__
+from yarn_gguf.children.command import program
 from yarn_gguf.errors import ChildError
 from yarn_gguf.findings import Finding, error, note, warning
+from yarn_gguf.ggml import stock_folder
 from yarn_gguf.llamacpp.libraries import (
     BUILD_HINT,
     FEATURES,
@@ -25,7 +26,6 @@ from yarn_gguf.llamacpp.libraries import (
     current,
     library_file,
     recipe_of,
-    stock_folder,
 )
 from yarn_gguf.llamacpp.series import patches_folder
 from yarn_gguf.llamacpp.sources import upstreams
@@ -58,7 +58,7 @@ def checkup() -> Checkup:
     versions = {"yarn-gguf": __version__, "python": platform.python_version()}
     found: dict[str, str | None] = {**versions, **{name: _version(name) for name in PACKAGES}}
     libraries = tuple(_libraries())
-    programs = {name: shutil.which(name) for name in PROGRAMS}
+    programs = {name: program(name) for name in PROGRAMS}
     return Checkup(found, programs, libraries, patches_folder(), tuple(_findings(found, libraries)))
 
 

@@ -43,10 +43,14 @@ def library_folder() -> Path | None:
     """Where llama-cpp-python looks for its libraries: the variable it honours, else its own folder."""
     if chosen := os.environ.get("LLAMA_CPP_LIB_PATH"):
         return Path(chosen)
+    return stock_folder()
+
+
+def stock_folder() -> Path | None:
+    """Where llama-cpp-python has its own libraries; None where it is not installed."""
     spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(spec.submodule_search_locations[0], "lib")
+    places = spec.submodule_search_locations if spec is not None else None
+    return Path(places[0], "lib") if places else None
 
 
 def _library(name: str) -> ctypes.CDLL | None:

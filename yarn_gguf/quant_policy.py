@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from yarn_gguf.children.command import ending
 from yarn_gguf.errors import ChildError, InputError, ResourceError, UsageError, YarnGgufError
 from yarn_gguf.gguf_file.format import DEFAULT_ALIGNMENT, ValueType, pad
 from yarn_gguf.gguf_file.header import Entry, TensorInfo, encode_header, entry
@@ -213,15 +213,6 @@ def _run(request: str, about: Path) -> list[dict[str, Any]]:
         text = f"llama.cpp's quantizer took over {SECONDS:.0f} s to choose types"
         raise ChildError(text, file=about, code="timeout") from error
     if done.returncode:
-        raise ChildError(_end(done), file=about, code="quantizer")
+        raise ChildError(f"llama.cpp's quantizer, asked for types, {ending(done)}", file=about, code="quantizer")
     answers: list[dict[str, Any]] = json.loads(done.stdout)
     return answers
-
-
-def _end(done: subprocess.CompletedProcess[str]) -> str:
-    said = done.stderr.strip().splitlines()[-1:] or ["no word"]
-    how = f"code {done.returncode}"
-    if done.returncode < 0:
-        names = {int(each): each.name for each in signal.Signals}
-        how = f"signal {names.get(-done.returncode, -done.returncode)}"
-    return f"llama.cpp's quantizer, asked for types, ended with {how}, saying: {said[0]}"

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Final
 
-from yarn_gguf.metrics import Bucket, Summary
 from yarn_gguf.rope_words import rope_json, rope_text
 from yarn_gguf.sizes import size_text
+from yarn_gguf.summary import Bucket, Summary
 from yarn_gguf.verification.results import CandidateReport, ModelInfo, Report
 
 WIDTH: Final = 100

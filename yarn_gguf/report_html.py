@@ -16,9 +16,9 @@ from typing import Final
 from yarn_gguf.charts import Series, histogram, line_chart, linear_axis, log_axis, position_axis, ratio_axis
 from yarn_gguf.errors import printable
 from yarn_gguf.gguf_file.writer import check_target
-from yarn_gguf.metrics import Bucket, Summary
 from yarn_gguf.report import heading, number, percent, rope_line
 from yarn_gguf.sizes import size_text
+from yarn_gguf.summary import Bucket, Summary
 from yarn_gguf.verification.results import CandidateReport, ModelInfo, Report
 
 _STYLE: Final = """

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
@@ -77,6 +79,11 @@ def _signal(child: subprocess.Popen[bytes], number: int) -> None:
             child.terminate()
 
 
+def program(name: str) -> str | None:
+    """A program on PATH, or in the environment that we run in (`pip install cmake ninja`)."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
 def fate(status: int) -> str:
     """How a child ended, in words."""
     if status > 0:
@@ -85,6 +92,16 @@ def fate(status: int) -> str:
         return f"was ended by {signal.Signals(-status).name}"
     except ValueError:
         return f"was ended by signal {-status}"
+
+
+def ending(done: subprocess.CompletedProcess[str]) -> str:
+    """How a child ended that was waited for, and the last that it said."""
+    said = done.stderr.strip().splitlines()[-1:] or ["no word"]
+    how = f"code {done.returncode}"
+    if done.returncode < 0:
+        names = {int(each): each.name for each in signal.Signals}
+        how = f"signal {names.get(-done.returncode, -done.returncode)}"
+    return f"ended with {how}, saying: {said[0]}"
 
 
 def last_words(said: IO[bytes]) -> str:

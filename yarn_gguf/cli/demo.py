@@ -88,7 +88,8 @@ def _say(text: str) -> None:
 
 def _verified(reference: Path, candidates: tuple[Path, ...], text: Path) -> Report:
     from yarn_gguf.demo import CONTEXT
-    from yarn_gguf.verify import Wanted, verify
+    from yarn_gguf.verification.wanted import Wanted
+    from yarn_gguf.verify import verify
 
     with step_bars(hidden=False) as bars:
         return verify(reference, candidates, Wanted(context=CONTEXT, text=text), bars)

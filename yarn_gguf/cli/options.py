@@ -17,8 +17,8 @@ from yarn_gguf.errors import UsageError, YarnGgufError
 from yarn_gguf.intent import METHODS, RopeOptions
 from yarn_gguf.llamacpp.libraries import library_folder
 from yarn_gguf.runtime import KV_TYPES
+from yarn_gguf.verification.wanted import Wanted
 from yarn_gguf.verification.windows import parse_ranges
-from yarn_gguf.verify import Wanted
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SUFFIXES = {"": 1, "k": 1024, "m": 1024**2}

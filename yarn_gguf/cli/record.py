@@ -22,7 +22,8 @@ from yarn_gguf.report import number
 from yarn_gguf.sizes import size_text
 from yarn_gguf.verification.about import recorded_noise
 from yarn_gguf.verification.recording import SUFFIX, Record
-from yarn_gguf.verify import TOP, record_reference
+from yarn_gguf.verification.running import TOP
+from yarn_gguf.verify import record_reference
 
 
 @click.command(short_help="Keep a model's distributions in a small file, to verify against later.")

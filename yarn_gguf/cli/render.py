@@ -21,7 +21,7 @@ from yarn_gguf.errors import ResourceError, printable
 from yarn_gguf.findings import Finding, Level
 from yarn_gguf.gguf_file.fill import Progress
 from yarn_gguf.rope_words import rope_json, rope_text
-from yarn_gguf.verify import Steps, silent
+from yarn_gguf.verification.wanted import Steps, silent
 
 __all__ = ["rope_json", "rope_text"]  # what a command prints, wherever it is made
 

@@ -20,10 +20,11 @@ from typing import IO, Any, Final
 
 from filelock import FileLock, Timeout
 
-from yarn_gguf.children.command import fate, run
+from yarn_gguf.cache import cache_folder
+from yarn_gguf.children.command import fate, program, run
 from yarn_gguf.errors import ChildError, InputError, ResourceError, about
 from yarn_gguf.llamacpp import series as patch_series
-from yarn_gguf.llamacpp.libraries import RECORD, Library, builds_folder, cache_folder, library_file
+from yarn_gguf.llamacpp.libraries import RECORD, Library, builds_folder, library_file
 from yarn_gguf.llamacpp.recipes import NEEDS, Recipe, compile_, configure
 from yarn_gguf.llamacpp.sources import Source, unpacked
 
@@ -76,7 +77,7 @@ def _variant(version: str) -> str:
 def commands(order: Order, tree: str, build: str) -> tuple[tuple[str, ...], ...]:
     """What is run, in order."""
     return (
-        configure(order.recipe, tree, build, ninja=_program("ninja") is not None),
+        configure(order.recipe, tree, build, ninja=program("ninja") is not None),
         compile_(order.recipe, build, order.jobs or os.cpu_count() or 1),
     )
 
@@ -179,8 +180,7 @@ def _step(command: Sequence[str], said: IO[bytes], log: Path, steps: Steps) -> N
 
     said.write(f"$ {' '.join(command)}\n".encode())
 
-    program = _program(command[0])
-    status = run([program or command[0], *command[1:]], said, line=line)
+    status = run([program(command[0]) or command[0], *command[1:]], said, line=line)
 
     if status:
         first = first_error(log.read_text(encoding="utf-8", errors="replace"))
@@ -206,16 +206,10 @@ def _collect(made: Path, target: Path) -> None:
     shutil.copytree(places[0], target, symlinks=True)
 
 
-def _program(name: str) -> str | None:
-    """A program on PATH, or in the environment that we run in (`pip install cmake ninja`)."""
-    beside = shutil.which(name, path=str(Path(sys.executable).parent))
-    return shutil.which(name) or beside
-
-
 def _check_programs(recipe: Recipe) -> None:
     needed = (("cmake", "cmake of your system, or `pip install cmake ninja`"), *NEEDS[recipe.backend])
     for name, origin in needed:
-        if _program(name) is None:
+        if program(name) is None:
             text = f"{name} is not on PATH, and --backend {recipe.backend} needs it: install {origin}"
             raise ResourceError(text, code="no_program")
     if recipe.backend == "metal" and sys.platform != "darwin":
@@ -224,10 +218,10 @@ def _check_programs(recipe: Recipe) -> None:
 
 def cuda_architectures() -> tuple[int, ...]:
     """Of the cards that are present, as CMake numbers them; empty where none can be asked."""
-    program = _program("nvidia-smi")
-    if program is None:
+    path = program("nvidia-smi")
+    if path is None:
         return ()
-    command = [program, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    command = [path, "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -238,11 +232,11 @@ def cuda_architectures() -> tuple[int, ...]:
 
 def known_architectures() -> tuple[int, ...]:
     """What the nvcc that is there can compile for; empty where it cannot be asked."""
-    program = _program("nvcc")
-    if program is None:
+    path = program("nvcc")
+    if path is None:
         return ()
     try:
-        said = subprocess.run([program, "--list-gpu-arch"], capture_output=True, text=True, timeout=30, check=False)
+        said = subprocess.run([path, "--list-gpu-arch"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ()
     return tuple(sorted({int(number) for number in re.findall(r"compute_(\d+)\b", said.stdout)}))

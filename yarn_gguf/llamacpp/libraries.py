@@ -6,9 +6,7 @@ the time it has its name. What a library can do it is asked, in a child: one tha
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from yarn_gguf.cache import cache_folder
 from yarn_gguf.children.command import fate, last_words, run
 from yarn_gguf.errors import ChildError, InputError
 from yarn_gguf.llamacpp import recipes
 from yarn_gguf.llamacpp.series import all_series
 from yarn_gguf.llamacpp.sources import installed_version
 
-CACHE_VARIABLE: Final = "YARN_GGUF_CACHE"
 RECORD: Final = "build.json"  # in the folder of each build: what it was made from
 BUILD_HINT: Final = "yarn-gguf build --backend " + ("metal" if sys.platform == "darwin" else "cpu")
 FEATURES: Final = ("shift", "betas", "attn_factor", "truncate", "dynamic")  # of a library that has the whole series
@@ -63,30 +61,12 @@ class Abilities:
         return "patched" if self.features else "stock"
 
 
-def cache_folder() -> Path:
-    """Where builds are kept: $YARN_GGUF_CACHE, else yarn-gguf in the user's cache folder. Not made here."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "yarn-gguf"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "yarn-gguf" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yarn-gguf"
-
-
 def builds_folder() -> Path:
     return cache_folder() / "llama.cpp"
 
 
 def library_file(folder: Path) -> Path:
     return folder / _LIBRARY.get(sys.platform, "libllama.so")
-
-
-def stock_folder() -> Path | None:
-    """Where llama-cpp-python has its own libraries; None where it is not installed."""
-    spec = importlib.util.find_spec("llama_cpp")
-    places = spec.submodule_search_locations if spec is not None else None
-    return Path(places[0], "lib") if places else None
 
 
 def built() -> tuple[Library, ...]:

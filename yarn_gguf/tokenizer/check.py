@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from yarn_gguf.children.command import ending
 from yarn_gguf.errors import ChildError, InputError
 from yarn_gguf.findings import Finding, note, warning
 from yarn_gguf.gguf_file.format import ValueType
@@ -197,7 +197,7 @@ def _ask(
         said = " ".join(done.stderr.partition(PANIC)[2].split())[:SHOWN]
         raise InputError(f"HF's tokenizers breaks down over it: {said}", file=original, code="bad_tokenizer")
     if done.returncode:
-        raise ChildError(_end(done), file=folder, code="tokenizer_child")
+        raise ChildError(f"the tokenizer check's child {ending(done)}", file=folder, code="tokenizer_child")
     answer: dict[str, Any] = json.loads(done.stdout)
     if "refused" in answer:
         text = f"HF's tokenizers cannot use it: {answer['refused']}"
@@ -222,12 +222,3 @@ def _run(request: str, folder: Path) -> subprocess.CompletedProcess[str]:
         )
     except subprocess.TimeoutExpired as error:
         raise ChildError(f"the tokenizer check took over {SECONDS:.0f} s", file=folder, code="timeout") from error
-
-
-def _end(done: subprocess.CompletedProcess[str]) -> str:
-    said = done.stderr.strip().splitlines()[-1:] or ["no word"]
-    how = f"code {done.returncode}"
-    if done.returncode < 0:
-        names = {int(each): each.name for each in signal.Signals}
-        how = f"signal {names.get(-done.returncode, -done.returncode)}"
-    return f"the tokenizer check's child ended with {how}, saying: {said[0]}"

@@ -16,7 +16,7 @@ from yarn_gguf import __version__
 from yarn_gguf.intent import Intent
 from yarn_gguf.logits import TWIN
 from yarn_gguf.metadata import read_facts
-from yarn_gguf.metrics import DeltaP, Kld, Summary
+from yarn_gguf.summary import DeltaP, Kld, Summary
 from yarn_gguf.verification.recording import Record
 from yarn_gguf.verification.results import ModelInfo, NoiseFloor
 from yarn_gguf.verification.sides import Checkpoint, Reference, Side, Sides
@@ -24,7 +24,7 @@ from yarn_gguf.verification.windows import Windows
 
 if TYPE_CHECKING:
     from yarn_gguf.verification.tokenizing import Tokenized
-    from yarn_gguf.verify import Wanted
+    from yarn_gguf.verification.wanted import Wanted
 
 PIECE: Final = 1 << 20
 _PACKAGES: Final = ("llama_cpp_python", "transformers", "torch", "numpy")

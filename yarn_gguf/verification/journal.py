@@ -13,29 +13,19 @@ import hashlib
 import json
 import os
 import struct
-import sys
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from yarn_gguf.cache import cache_folder
 from yarn_gguf.errors import ResourceError
 from yarn_gguf.metrics import ROW, Rows
 
 _FRAME: Final = struct.Struct("<II")
 _HEAD: Final = struct.Struct("<II")
-
-
-def cache_folder() -> Path:
-    """Where programs keep what can be made again."""
-    if chosen := os.environ.get("XDG_CACHE_HOME"):
-        return Path(chosen) / "yarn-gguf"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "yarn-gguf" / "Cache"
-    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "yarn-gguf"
 
 
 class Journal:

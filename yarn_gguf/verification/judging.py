@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from yarn_gguf.metrics import Rows, Summary, buckets, log_edges, summarize
+from yarn_gguf.metrics import Rows
+from yarn_gguf.summary import Summary, buckets, log_edges, summarize
 from yarn_gguf.thresholds import GROWS_FROM, Limits, default_limits, with_cache
 from yarn_gguf.verification.about import candidate_info
 from yarn_gguf.verification.results import CandidateReport, Histogram

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from yarn_gguf.findings import Finding
 from yarn_gguf.intent import Intent
-from yarn_gguf.metrics import Bucket, Summary
+from yarn_gguf.summary import Bucket, Summary
 from yarn_gguf.thresholds import Limits
 
 Verdict = Literal["pass", "fail"]
