@@ -9,7 +9,7 @@ usage: $(basename "$0") [options] TREE
 Puts the patches into TREE, a llama.cpp checkout, and builds it with the $backend backend.
 
   --build DIR   where to build            [default: TREE/build-$backend]
-  --tools       llama-server, llama-cli, llama-quantize and llama-perplexity too
+  --tools       llama-server, llama-cli, llama-quantize and others too
   --rpc         with the backend that spreads a model over several machines
   --jobs N      compilers at once         [default: the number of cores]
   --no-patch    build the tree as it is
@@ -216,7 +216,7 @@ main() {
         -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF "-DCMAKE_INSTALL_RPATH=$rpath"
     if [ "$tools" = yes ]; then
         set -- "$@" -DLLAMA_BUILD_COMMON=ON -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON
-        targets="llama mtmd llama-server llama-cli llama-quantize llama-perplexity"
+        targets="llama mtmd llama-server llama-cli llama-completion llama-quantize llama-imatrix llama-perplexity"
         if [ "$rpc" = yes ]; then targets="$targets ggml-rpc-server"; fi
     else
         set -- "$@" -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_MTMD=ON

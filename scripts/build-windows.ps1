@@ -130,7 +130,7 @@ $flags = @(
 $targets = @("llama", "mtmd")
 if ($Tools) {
     $flags += "-DLLAMA_BUILD_COMMON=ON", "-DLLAMA_BUILD_TOOLS=ON", "-DLLAMA_BUILD_SERVER=ON"
-    $targets += "llama-server", "llama-cli", "llama-quantize", "llama-perplexity"
+    $targets += "llama-server", "llama-cli", "llama-completion", "llama-quantize", "llama-imatrix", "llama-perplexity"
     if ($Rpc) { $targets += "ggml-rpc-server" }
 } else {
     $flags += "-DLLAMA_BUILD_COMMON=OFF", "-DLLAMA_BUILD_TOOLS=OFF", "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_MTMD=ON"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from .built import stock_tool
 from .command import run
-from .llama_tools import tool
 from .make_gguf import hashes
 
 Files = Callable[[str], Path]
@@ -23,7 +23,7 @@ def test_the_bytes_are_those_of_llama_quantize(kind: str, toy_gguf: Files, tmp_p
     done = run("quantize", toy_gguf("llama"), kind.lower(), "-o", ours, "--json")
     assert done.code == 0, done
     assert (done.json["outputs"][0]["type"], done.json["outputs"][0]["bytes"]) == (kind, ours.stat().st_size)
-    subprocess.run([tool("llama-quantize"), toy_gguf("llama"), theirs, kind], check=True, capture_output=True)
+    subprocess.run([*stock_tool("llama-quantize"), toy_gguf("llama"), theirs, kind], check=True, capture_output=True)
     assert ours.read_bytes() == theirs.read_bytes()
 
 

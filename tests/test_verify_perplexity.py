@@ -14,8 +14,8 @@ import pytest
 
 from yarn_gguf.sample_text import sample_text
 
+from .built import stock_tool
 from .command import run
-from .llama_tools import tool
 from .verify_models import TOYS, make_models
 
 CONTEXT, WINDOWS = 256, 8
@@ -36,7 +36,19 @@ PERCENT = ("correlation", "delta_p_rms", "top1")
 
 
 def theirs(model: Path, text: Path, base: Path, *options: str) -> dict[str, float]:
-    command = [tool("llama-perplexity"), "-m", model, "-f", text, "-c", CONTEXT, "-b", CONTEXT, "--chunks", WINDOWS]
+    command = [
+        *stock_tool("llama-perplexity"),
+        "-m",
+        model,
+        "-f",
+        text,
+        "-c",
+        CONTEXT,
+        "-b",
+        CONTEXT,
+        "--chunks",
+        WINDOWS,
+    ]
     command += ["-t", 2, "-fa", "off", "--kl-divergence-base", base, *options]
     for _ in range(ATTEMPTS):
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, errors="replace", check=True)

@@ -27,7 +27,7 @@ _DEFAULT = "metal" if sys.platform == "darwin" else "cpu"
     "--backend", type=click.Choice(list(BACKENDS)), help="What it computes with.  [default: cpu; metal on a Mac]"
 )
 @click.option("--rpc", is_flag=True, help="With the backend that spreads a model over several machines.")
-@click.option("--tools", is_flag=True, help="llama-server, llama-cli, llama-quantize and llama-perplexity too.")
+@click.option("--tools", is_flag=True, help="llama-server, llama-cli, llama-quantize and others too.")
 @click.option(
     "--source",
     type=click.Path(path_type=Path),

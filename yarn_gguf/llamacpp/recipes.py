@@ -46,7 +46,9 @@ NEEDS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = MappingProxyType(  # a
     }
 )
 TARGETS: Final = ("llama", "mtmd")
-TOOLS: Final = ("llama-server", "llama-cli", "llama-quantize", "llama-perplexity")
+TOOLS: Final = (
+    "llama-server", "llama-cli", "llama-completion", "llama-quantize", "llama-imatrix", "llama-perplexity",
+)  # fmt: skip
 RPC: Final = "-DGGML_RPC=ON"
 RPC_SERVER: Final = "ggml-rpc-server"
 # compute capabilities of current cards: Turing, Ampere, Ada, Hopper, Blackwell
