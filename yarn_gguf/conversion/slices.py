@@ -85,15 +85,18 @@ def _spread_of(kinds: Sequence[tuple[_Source, Sequence[Place]]], check: bool) ->
             for source, places in kinds
         )
         starts = tuple(result.places[0][1] for result in results)
-        yield Spread(_Slice(sources, begin, end, starts, check), results)
+        yield Spread(_Slice(sources, begin, end, starts, check), results, _are_quick(sources))
 
 
 def _cuts(sources: Sequence[_Source]) -> Iterator[tuple[int, int]]:
     """The slices, as entries of the first axis."""
-    quick = all(source.tensor.type in _QUICK for source in sources)
-    count, step = sources[0].entries, sources[0].entries_in(SLICE if quick else QUANTIZED)
+    count, step = sources[0].entries, sources[0].entries_in(SLICE if _are_quick(sources) else QUANTIZED)
     for begin in range(0, count, step):
         yield begin, min(begin + step, count)
+
+
+def _are_quick(sources: Sequence[_Source]) -> bool:
+    return all(source.tensor.type in _QUICK for source in sources)
 
 
 def size_of(tensor: Planned) -> int:
@@ -227,7 +230,7 @@ def _pieces_of(source: _Source, to: int, check: bool) -> Iterator[Piece]:
     for begin, end in _cuts([source]):
         start = to + source.bytes_of(begin)
         made = _Slice((source,), begin, end, (start,), check=True)
-        yield Made(made.only, source.bytes_of(end - begin), start)
+        yield Made(made.only, source.bytes_of(end - begin), start, _are_quick([source]))
 
 
 def _is_copy(source: _Source, weight: Weight) -> bool:

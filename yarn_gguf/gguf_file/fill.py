@@ -15,11 +15,13 @@ from typing import Final
 
 from yarn_gguf.files import Stamp, changed, open_regular, stamp_of
 from yarn_gguf.gguf_file import fs
+from yarn_gguf.gguf_file.forked import Workers, can_fork, forked, shared_lock
 
 SLICE: Final = 32 << 20  # bytes per step of a worker: what bounds the wait after Ctrl-C, and the memory in flight
 _EARLY: Final = 1 << 20  # bytes of a slice from which on the disk is told to begin with it
+_FORKED: Final = 64 << 20  # bytes of stepwise slices that are worth processes of their own
 # writes to one file wait for each other in the kernel anyway, and there they wait by burning the processor
-_WRITING: Final = threading.Lock()
+_WRITING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +63,13 @@ class Made:
     """Bytes that a worker computes when their turn comes, at most one slice of them.
 
     They come in steps, each good until the next: a step that fits the processor's cache is written from there.
+    `short`: it is computed by many calls of short duration, so that threads would stand in each other's way.
     """
 
     make: Callable[[], Iterable[bytes | memoryview]]
     length: int
     to: int
+    short: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ class Spread:
 
     make: Callable[[], Iterable[tuple[int, bytes | memoryview]]]
     results: tuple[Result, ...]
+    short: bool = False
 
     @property
     def length(self) -> int:
@@ -128,14 +133,19 @@ def fill(
 
     What is no `Spread` goes to the first file.
     """
+    slices = list(_slices(pieces))
     with contextlib.ExitStack() as stack:
         sources = _Sources(stack)
+        workers = stack.enter_context(_processes(targets, slices, jobs))  # before there are threads
         pool = stack.enter_context(ThreadPoolExecutor(jobs, "write"))
         running: set[Future[int]] = set()
         try:
-            for piece in _slices(pieces):
-                source = sources.open(piece) if isinstance(piece, Copy) else -1
-                running.add(pool.submit(_put, targets, piece, source, shared))
+            for number, piece in enumerate(slices):
+                if workers is not None and _is_short(piece):
+                    running.add(workers.submit(number))
+                else:
+                    source = sources.open(piece) if isinstance(piece, Copy) else -1
+                    running.add(pool.submit(_put, targets, piece, source, shared))
                 if len(running) >= 2 * jobs:
                     running = _drain(running, progress)
             while running:
@@ -143,6 +153,30 @@ def fill(
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
         sources.check()
+
+
+def _is_short(piece: Piece | Spread) -> bool:
+    return isinstance(piece, Made | Spread) and piece.short
+
+
+@contextlib.contextmanager
+def _processes(targets: Sequence[Target], slices: Sequence[Piece | Spread], jobs: int) -> Iterator[Workers | None]:
+    """For the slices that threads are no help with, where there is enough of them; None where threads do all."""
+    lock = None
+    if jobs > 1 and can_fork() and sum(each.length for each in slices if _is_short(each)) >= _FORKED:
+        with contextlib.suppress(OSError, ImportError):
+            lock = shared_lock()
+    if lock is None:
+        yield None
+        return
+
+    def work(number: int) -> int:
+        global _WRITING  # noqa: PLW0603 - in a worker, whose writes are in step with those of the others
+        _WRITING = lock
+        return _put(targets, slices[number], -1, shared=False)
+
+    with forked(jobs, work) as workers:
+        yield workers
 
 
 def _drain(running: set[Future[int]], progress: Progress) -> set[Future[int]]:
