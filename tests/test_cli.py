@@ -14,6 +14,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any, Final
 
+import click
 import pytest
 
 from tests.command import COMMAND, ROOT, environment, run
@@ -117,7 +118,8 @@ def test_a_bug_of_ours_is_a_traceback_and_where_asked_for_one_json_document(
     def broken(**_: Any) -> None:
         raise ZeroDivisionError("not\nfor you")
 
-    monkeypatch.setattr(cli.cli.commands["inspect"], "callback", broken)
+    inspect = cli.cli.get_command(click.Context(cli.cli), "inspect")
+    monkeypatch.setattr(inspect, "callback", broken)
     assert cli._run(["inspect", "model.gguf", *["--json"] * as_json]) == cli.BUG
     out, err = capsys.readouterr()
     assert "Traceback" in err

@@ -82,7 +82,10 @@ def test_the_readme_shows_what_the_commands_print_on_the_sample(tmp_path: Path) 
 def commands(command: click.Command) -> Iterator[click.Command]:
     yield command
     if isinstance(command, click.Group):
-        for child in command.commands.values():
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child is not None
             yield from commands(child)
 
 

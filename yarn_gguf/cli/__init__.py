@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import os
 import signal
@@ -15,23 +16,25 @@ from typing import Any, Final, NoReturn
 import click
 
 from yarn_gguf import __version__
-from yarn_gguf.cli.build import build
-from yarn_gguf.cli.convert import convert
-from yarn_gguf.cli.demo import demo
-from yarn_gguf.cli.doctor import doctor
-from yarn_gguf.cli.evaluate import evaluation
-from yarn_gguf.cli.extend import extend
-from yarn_gguf.cli.inspect import inspect
 from yarn_gguf.cli.options import Asked
-from yarn_gguf.cli.patch import patch
-from yarn_gguf.cli.quantize import quantize_command
-from yarn_gguf.cli.record import record
 from yarn_gguf.cli.render import print_json
-from yarn_gguf.cli.verify import verify
 from yarn_gguf.errors import ResourceError, UsageError, YarnGgufError
 from yarn_gguf.process import SIGNALS, farewell, hold_streams, on_signals
 
 BUG: Final = 70
+COMMANDS: Final = {  # where each is
+    "build": "build:build",
+    "convert": "convert:convert",
+    "demo": "demo:demo",
+    "doctor": "doctor:doctor",
+    "eval": "evaluate:evaluation",
+    "extend": "extend:extend",
+    "inspect": "inspect:inspect",
+    "patch": "patch:patch",
+    "quantize": "quantize:quantize_command",
+    "record": "record:record",
+    "verify": "verify:verify",
+}
 SIGPIPE: Final = 13  # not in `signal` on Windows
 
 
@@ -56,7 +59,16 @@ def _reader_wanted() -> Iterator[None]:
 
 
 class _Group(click.Group):
-    """Commands whose broken pipes get past click."""
+    """Commands that are loaded when they are asked for, and whose broken pipes get past click."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands and cmd_name in COMMANDS:
+            module, _, name = COMMANDS[cmd_name].partition(":")
+            self.add_command(getattr(importlib.import_module(f"{__name__}.{module}"), name), cmd_name)
+        return super().get_command(ctx, cmd_name)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _reader_wanted():
@@ -75,22 +87,6 @@ def cli() -> None:
     Exit codes: 0 done, 1 a check failed, 2 usage, 3 bad or unsupported input, 4 I/O or resources, 5 a child
     process died, 70 a bug of ours; 129, 130, 141 and 143 on SIGHUP, SIGINT, SIGPIPE and SIGTERM.
     """
-
-
-for command in (
-    convert,
-    extend,
-    inspect,
-    quantize_command,
-    verify,
-    record,
-    evaluation,
-    demo,
-    patch,
-    build,
-    doctor,
-):
-    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

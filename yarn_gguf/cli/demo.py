@@ -77,7 +77,8 @@ class _Steps:
         context = click.get_current_context()
         group = context.find_root().command
         assert isinstance(group, click.Group)
-        command = group.commands[words[0]]
+        command = group.get_command(context, words[0])
+        assert command is not None
         with command.make_context(words[0], words[1:], parent=context.find_root()) as inner:
             command.invoke(inner)
 
