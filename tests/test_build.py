@@ -218,7 +218,8 @@ def test_a_folder_is_known_by_all_its_files_and_by_the_release_that_it_is(tmp_pa
 
     first = name()
     assert first.startswith("0.3.34-")
-    (tree / "tools/server/CMakeLists.txt").open("a").write("# changed\n")
+    with (tree / "tools/server/CMakeLists.txt").open("a") as file:
+        file.write("# changed\n")
     assert name() != first
 
 
