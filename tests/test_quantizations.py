@@ -14,17 +14,20 @@ from typing import Any, Final
 
 import pytest
 
+from yarn_gguf.demo import demo_model
 from yarn_gguf.gguf_file.header import TensorInfo
 from yarn_gguf.gguf_file.shards import Model, read_model
 from yarn_gguf.quant_names import FTYPES
 
 from .command import run
+from .conversions import as_published
 from .make_checkpoints import WEIGHTS, as_bf16, load, store
 from .quantize_tool import importances, quantized, write_gguf_imatrix, write_legacy_imatrix
 from .test_convert_upstream import ALLOWED, differing_keys, differing_tensors
 from .toys import TOYS, save_checkpoint
 from .upstream import convert
 
+QUANTIZED: Final = {"general.file_type", "general.quantization_version"}
 EMBEDDING: Final = "token_embd.weight"
 CONVERTERS: Final = ("F32", "F16", "BF16", "Q8_0")
 QUANTIZATIONS: Final = tuple(name for name in FTYPES if name not in CONVERTERS)
@@ -172,3 +175,68 @@ def test_with_an_importance_matrix_too(
 )
 def test_types_can_be_chosen_as_in_llama_quantize(name: str, options: list[str], made: Cases, tmp_path: Path) -> None:
     all_equal(made("rows of whole blocks"), [name], tmp_path, *options)
+
+
+# ---- every architecture; the model in the package; what is done to the weights beforehand
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TOYS)
+def test_every_architecture_is_quantized_as_llama_quantize_does(
+    name: str, toy_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The toys' rows are short: what a K-quant falls back to is decided for every tensor that an architecture has.
+
+    Their other keys are compared where nothing is quantized.
+    """
+    folder = toy_folder(name)
+    ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
+    checkpoint = as_published(folder, tmp_path / "checkpoint")
+    done = run("convert", checkpoint, "--no-vocab", "-o", ours, "--outtype", "Q4_K_M")
+    said = quantized(folder / "f32.gguf", theirs, "Q4_K_M")
+    assert (done.code == 0) == (said == ""), (done, said)
+    if done.code == 0:
+        tensors, keys = difference(ours, theirs)
+        assert (tensors, keys.keys() & QUANTIZED) == ([], set())
+    else:
+        assert done.code == 3, done
+
+
+@pytest.mark.slow
+def test_the_demo_model_is_quantized_as_llama_quantize_does(tmp_path: Path) -> None:
+    between = convert(demo_model("yarn8"), tmp_path / "upstream.gguf", "bf16")
+    for name in ("Q4_K_M", "Q8_0", "IQ4_XS"):
+        ours, theirs = tmp_path / f"{name}.gguf", tmp_path / f"theirs-{name}.gguf"
+        done = run("convert", demo_model("yarn8"), "--no-vocab", "-o", ours, "--outtype", name)
+        assert done.code == 0, done
+        assert quantized(between, theirs, name) == ""
+        tensors, keys = difference(ours, theirs)
+        assert (tensors, [key for key in keys if not key.startswith("yarn_gguf.")]) == ([], [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [("--factor", "8", "--attention-factor", "1.5", "--fold-magnitude"), ("--lora",)])
+def test_folded_and_merged_weights_are_quantized_like_any_others(
+    options: tuple[str, ...], made: Cases, tmp_path: Path
+) -> None:
+    """Against `llama-quantize` of our own float32 file, which is held against other oracles elsewhere."""
+    case = made("rows of whole blocks")
+    if options == ("--lora",):
+        options = ("--lora", str(_adapter(case.checkpoint, tmp_path / "adapter")))
+    common: tuple[str | Path, ...] = ("convert", case.checkpoint, "--no-vocab", *options)
+    between, ours, theirs = (tmp_path / f"{name}.gguf" for name in ("between", "ours", "theirs"))
+    assert run(*common, "-o", between, "--outtype", "f32").code == 0
+    assert run(*common, "-o", ours, "--outtype", "Q4_K_M").code == 0
+    assert quantized(between, theirs, "Q4_K_M") == ""
+    assert differing_tensors(_squeezed(read_model(ours)), _squeezed(read_model(theirs))) == []
+    assert differing_tensors(_squeezed(read_model(between)), _squeezed(read_model(case.upstream))) != []
+
+
+def _adapter(checkpoint: Path, folder: Path) -> Path:
+    """Of PEFT, for the attention, drawn at random."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    settings = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(checkpoint), settings).save_pretrained(folder)
+    return folder

@@ -6,12 +6,18 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from yarn_gguf.gguf_file.shards import read_model
 
 from .built import stock_tool
 from .command import run
 from .make_gguf import hashes
+from .quantize_tool import importances, write_gguf_imatrix, write_legacy_imatrix
+from .toys import TOYS, save_checkpoint
+from .upstream import convert
 
 Files = Callable[[str], Path]
 
@@ -25,6 +31,32 @@ def test_the_bytes_are_those_of_llama_quantize(kind: str, toy_gguf: Files, tmp_p
     assert (done.json["outputs"][0]["type"], done.json["outputs"][0]["bytes"]) == (kind, ours.stat().st_size)
     subprocess.run([*stock_tool("llama-quantize"), toy_gguf("llama"), theirs, kind], check=True, capture_output=True)
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [write_gguf_imatrix, write_legacy_imatrix])
+@pytest.mark.parametrize("kind", ["Q4_K_M", "IQ2_XXS"])
+def test_an_importance_matrix_does_what_it_does_in_llama_quantize(
+    kind: str, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    wide: dict[str, Any] = {
+        "hidden_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "intermediate_size": 256,
+    }
+    model = convert(save_checkpoint(TOYS["llama"], tmp_path / "toy", **wide), tmp_path / "toy.gguf")
+    tensors = [tensor for _, tensor in read_model(model).tensors.values() if len(tensor.dims) > 1]
+    matrix = write(tmp_path / "imatrix", importances({each.name: (1, each.dims[0]) for each in tensors}))
+    ours, theirs, plain = tmp_path / "ours.gguf", tmp_path / "theirs.gguf", tmp_path / "plain.gguf"
+    done = run("quantize", model, kind, "--imatrix", matrix, "-o", ours)
+    assert done.code == 0, done
+    command: list[str | Path] = [*stock_tool("llama-quantize"), "--imatrix", matrix, model, theirs, kind]
+    subprocess.run(command, check=True, capture_output=True)
+    assert ours.read_bytes() == theirs.read_bytes()
+    if kind == "Q4_K_M":
+        subprocess.run([*stock_tool("llama-quantize"), model, plain, kind], check=True, capture_output=True)
+        assert ours.read_bytes()[-4096:] != plain.read_bytes()[-4096:]
 
 
 def test_rows_that_fit_no_block_are_told(toy_gguf: Files, tmp_path: Path) -> None:
