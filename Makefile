@@ -32,6 +32,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/extend.py --size $(SIZE) $(FOLDER)
 	$(BIN)/python -m benchmarks.convert $(FOLDER)
 	$(BIN)/python -m benchmarks.quantize $(FOLDER)
+	$(BIN)/python -m benchmarks.verify $(FOLDER)
 
 $(READY): pyproject.toml constraints.txt scripts/setup.sh
 	sh scripts/setup.sh $(PYTHON) $(VENV)

@@ -18,6 +18,7 @@ import click
 import pytest
 
 from yarn_gguf.cli import cli
+from yarn_gguf.demo import demo_model
 from yarn_gguf.llamacpp.series import all_series
 
 from .command import COMMAND, environment
@@ -161,6 +162,15 @@ def test_documented_json_fields_of_convert_are_the_real_ones(toy_folder: Callabl
     assert set(planned["rope"]) == documented("`rope`:")
 
 
+def test_documented_json_fields_of_plan_are_the_real_ones(toy_folder: Callable[[str], Path]) -> None:
+    planned = run_json("plan", toy_folder("llama") / "f32.gguf", "--vram", "1GiB", "--ram", "1GiB", "--ctx", "256")
+    fields = documented("## `plan --json`")
+    choice = {name.removeprefix("choices.") for name in fields if name.startswith("choices.")}
+    fields |= {f"recommendation.{name}" for name in choice}
+    assert field_names(planned) == fields - {"recommendation.…"} | {"schema"}
+    assert set(planned["rope"]) == documented("`rope`:")
+
+
 def test_documented_json_fields_of_the_llama_cpp_side_are_the_real_ones(tmp_path: Path) -> None:
     """(Of `build`, test_build.py has the document.)"""
     tree = tmp_path / "tree"
@@ -173,6 +183,15 @@ def test_documented_json_fields_of_the_llama_cpp_side_are_the_real_ones(tmp_path
     examined = run_json("doctor")
     examined["versions"], examined["programs"] = 0, 0
     assert field_names(examined) == documented("## `doctor --json`") | {"schema"}
+
+
+def test_documented_json_fields_of_run_are_the_real_ones(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    run_json("convert", demo_model("base"), "-o", file, "--outtype", "f16")
+    found = run_json("run", file, "-p", "The old man", "-n", "2", "--ctx", "512")
+    assert found["findings"]
+    assert field_names({**found, "scaling": 0}) == documented("## `run --json`") | {"schema"}
+    assert set(found["scaling"]) == documented("`scaling`:") | documented("`rope`:") - {"schema"}
 
 
 def with_figures(section: str) -> set[str]:
@@ -202,6 +221,12 @@ def test_documented_json_fields_of_verify_and_its_kin_are_the_real_ones(
     assert field_names(quantized) == documented("## `quantize --json`") | {"schema"}
 
 
+def test_documented_json_fields_of_flags_are_the_real_ones(tmp_path: Path) -> None:
+    found = run_json("flags", small_model(tmp_path / "model.gguf"), "--for", "llama-server", "--factor", "4")
+    assert field_names(found) == documented("## `flags --json`") | {"schema"}
+    assert set(found["rope"]) == documented("`rope`:")
+
+
 def _open(document: dict[str, Any]) -> dict[str, Any]:
     """Without what is documented as a whole: how models were opened, what computed."""
     return {**document, "settings": 0, "versions": 0}
@@ -211,7 +236,7 @@ def test_every_finding_is_explained() -> None:
     """Each code that stands in the source, in a call that makes a finding, stands in the docs."""
     call = re.compile(r"\b(?:warning|note|error|level)\(\s*\"([a-z_0-9]+)\"")
     codes = {code for path in (ROOT / "yarn_gguf").rglob("*.py") for code in call.findall(path.read_text("utf-8"))}
-    names = ("inspect.md", "convert.md", "llama-cpp.md", "verify.md")
+    names = ("inspect.md", "convert.md", "llama-cpp.md", "plan.md", "run.md", "verify.md", "flags.md")
     texts = [(ROOT / "docs" / name).read_text("utf-8") for name in names]
     explained = {code for text in texts for code in re.findall(r"`([a-z_0-9]+)`", text)}
     # `Fields.note` takes a field of config.json instead

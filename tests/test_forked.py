@@ -22,6 +22,7 @@ from yarn_gguf.gguf_file.forked import can_fork
 
 FORWARD = 200_000  # a feed-forward layer so wide that the weights are worth processes, in every type
 PATIENCE = 20.0
+PROCESSES = 4  # for two jobs
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="worker processes are for Linux")
 
@@ -89,7 +90,7 @@ def test_a_number_that_does_not_fit_is_named_as_by_one_worker(large: Path, tmp_p
 # ---- how processes end
 
 
-def filled(path: Path, make: Callable[[], bytes], count: int = 8) -> set[bytes]:
+def filled(path: Path, make: Callable[[], bytes], count: int = 16) -> set[bytes]:
     """What came of as many slices, computed in processes however small they are."""
     path.write_bytes(bytes(count * 8))
     with path.open("r+b") as file, pytest.MonkeyPatch.context() as patch:
@@ -107,7 +108,7 @@ def own_number() -> bytes:
 
 def test_slices_are_computed_in_processes_that_are_gone_afterwards(tmp_path: Path) -> None:
     found = {int.from_bytes(each, "little") for each in filled(tmp_path / "file", own_number)}
-    assert len(found) == 2
+    assert len(found) == PROCESSES
     assert os.getpid() not in found
     assert not any(Path(f"/proc/{number}").exists() for number in found)
 
@@ -140,7 +141,7 @@ def working(large: Path, out: Path) -> Iterator[tuple[subprocess.Popen[str], lis
         try:
             listed, limit = Path(f"/proc/{child.pid}/task/{child.pid}/children"), time.monotonic() + PATIENCE
             workers: list[int] = []
-            while len(workers) < 2 and time.monotonic() < limit:
+            while len(workers) < PROCESSES and time.monotonic() < limit:
                 workers = [int(number) for number in listed.read_text().split()]
             yield child, workers
         finally:
@@ -161,7 +162,7 @@ def gone(numbers: list[int]) -> bool:
 def test_workers_do_not_outlive_us(large: Path, tmp_path: Path) -> None:
     with working(large, tmp_path / "out-{ftype}.gguf") as (child, workers):
         child.kill()
-        assert len(workers) == 2
+        assert len(workers) == PROCESSES
         assert gone(workers)
 
 

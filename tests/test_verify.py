@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from .built import patched
 from .command import COMMAND, Done, environment, run
 from .conversions import as_published
 from .make_checkpoints import checkpoint
@@ -68,6 +69,23 @@ def test_a_float32_file_is_what_transformers_computes(
     assert [each["from"] for each in candidate["positions"]] == [0, 64, 128, 256, 512]
     assert sum(each["tokens"] for each in candidate["positions"]) == LENGTH
     assert candidate["inside"]["tokens"] + candidate["beyond"]["tokens"] == LENGTH
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("context", [128, 256, 512, 1024])
+def test_a_dynamic_file_is_held_against_the_factor_that_the_context_needs(
+    context: int, toy_folder: Folders, tmp_path: Path, ids: Path
+) -> None:
+    """On our library; the stock one has the full factor, and fails wherever that is not needed."""
+    folder = as_published(toy_folder("llama"), tmp_path / "checkpoint")
+    file = scaled(toy_folder("llama"), tmp_path, "--dynamic")
+    common = (folder, file, "--tokens", ids, "--ctx", str(context), "--noise", "0")
+    found = verified(*common, "--runtime", str(patched()))
+    assert found["candidates"][0]["kld"]["mean"] <= EXACT
+    assert found["reference"]["rope"]["factor"] == max(256, context) / 128
+    assert "dynamic: as far as" in found["reference"]["rope_source"]
+    stock = verified(*common, code=0 if context == LENGTH else 1)
+    assert (stock["candidates"][0]["kld"]["mean"] <= EXACT) == (context == LENGTH)
 
 
 WRONG: dict[str, tuple[str, ...]] = {

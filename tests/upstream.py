@@ -128,8 +128,13 @@ def _write_tokenizer(checkpoint: Path) -> None:
     (checkpoint / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
-def write_with_keys(source: Path, out: Path, keys: Mapping[str, str | int | float | bool]) -> Path:
-    """A copy of a GGUF with these keys (names without the architecture) set, by gguf-py's reader and writer."""
+def write_with_keys(
+    source: Path, out: Path, keys: Mapping[str, str | int | float | bool], without: str = "GGUF."
+) -> Path:
+    """A copy of a GGUF with these keys (names without the architecture) set, by gguf-py's reader and writer.
+
+    Keys that begin with `without` are left out.
+    """
     import gguf
 
     reader = gguf.GGUFReader(source)
@@ -137,7 +142,7 @@ def write_with_keys(source: Path, out: Path, keys: Mapping[str, str | int | floa
     settings = {f"{arch}.{name}": value for name, value in keys.items()}
     writer = gguf.GGUFWriter(out, arch)
     for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name not in {"general.architecture", *settings}:
+        if not name.startswith(("GGUF.", without)) and name not in {"general.architecture", *settings}:
             value_type = field.types[0]
             sub_type = field.types[-1] if value_type == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(name, field.contents(), value_type, sub_type=sub_type)

@@ -107,7 +107,7 @@ def _findings(versions: dict[str, str | None], libraries: tuple[Examined, ...]) 
         if library.abilities is None:
             text = f"{library.path} ({library.origin}) {library.trouble}; build or install it again"
             found.append(error("broken_library", text))
-        elif not library.current:
+        elif not library.current and version is not None:
             text = f"{library.path} is of another version of llama-cpp-python or of the patches; delete it"
             found.append(note("old_library", text))
     patched = [one for one in libraries if one.current and one.abilities and one.abilities.kind == "patched"]

@@ -77,7 +77,7 @@ class LayerRope:
 def layer_classes(facts: Facts) -> Mapping[LayerClass, tuple[int, ...]]:
     """Which layers are full, sliding and without RoPE; classes without a layer are left out."""
     graph = GRAPHS[facts.arch]
-    slides = _sliding_layers(facts)
+    slides = sliding_layers(facts)
     nope = _nope_layers(facts, graph, slides)
     found = {
         LayerClass.FULL: [i for i in range(facts.layers) if not slides[i] and not nope[i]],
@@ -97,7 +97,7 @@ _SLIDES: Final[dict[Window, Callable[[Facts], bool]]] = {
 
 
 @lru_cache(maxsize=8)
-def _sliding_layers(facts: Facts) -> tuple[bool, ...]:
+def sliding_layers(facts: Facts) -> tuple[bool, ...]:
     windows = GRAPHS[facts.arch].windows
     if windows is None or not _SLIDES[windows.when](facts):
         return (False,) * facts.layers
@@ -143,7 +143,7 @@ def file_dimensions(facts: Facts, kind: LayerClass) -> int:
     sliding = facts.dimensions_swa or full
     graph = GRAPHS[facts.arch]
     if graph.dimensions is Dimensions.FIRST:
-        return sliding if facts.layers and _sliding_layers(facts)[0] else full
+        return sliding if facts.layers and sliding_layers(facts)[0] else full
     if kind is LayerClass.SLIDING:
         return sliding
     return full // 2 if graph.dimensions is Dimensions.HALVED else full

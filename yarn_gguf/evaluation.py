@@ -38,6 +38,7 @@ from yarn_gguf.gguf_intent import own_intent, read_tensors
 from yarn_gguf.logits import Session
 from yarn_gguf.metadata import read_facts
 from yarn_gguf.models import Opening, is_checkpoint, open_model
+from yarn_gguf.runtime import LlamaSettings, check_servers
 from yarn_gguf.tasks.prompts import TASKS
 
 Result: TypeAlias = Cell | Perplexity | Change | Entropy
@@ -118,6 +119,7 @@ def evaluate(
     paths: Sequence[Path], how: Opening, job: Job, progress: Progress = silent
 ) -> tuple[Job, tuple[Evaluated, ...]]:
     """The job with its lengths, and every model's figures."""
+    check_servers(paths[0], LlamaSettings(library=how.library, rpc=how.rpc))
     if job.task == "entropy":
         _check_checkpoints(paths)
     reaches = [reach(path, how) for path in paths]

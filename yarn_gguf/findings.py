@@ -17,6 +17,11 @@ class Finding:
     level: Level
     code: str
     text: str
+    command: str = ""  # what does something about it, as a shell takes it; it stands on a line of its own
+
+    @property
+    def whole(self) -> str:
+        return f"{self.text}: {self.command}" if self.command else self.text
 
 
 def error(code: str, text: str) -> Finding:
@@ -27,5 +32,5 @@ def warning(code: str, text: str) -> Finding:
     return Finding(Level.WARNING, code, text)
 
 
-def note(code: str, text: str) -> Finding:
-    return Finding(Level.NOTE, code, text)
+def note(code: str, text: str, command: str = "") -> Finding:
+    return Finding(Level.NOTE, code, text, command)

@@ -191,9 +191,12 @@ class Session(AbstractContextManager["Session"]):
         self.close()
 
 
-def opened_session(child: Child, room: Room, do: str = "open", **request: Any) -> Session:
-    """Asks a child to open its model; leaves nothing behind where it does not."""
+def opened_session(
+    child: Child, room: Room, do: str = "open", *, before: Callable[[], None] = lambda: None, **request: Any
+) -> Session:
+    """Asks a child to open its model, once `before` is done; leaves nothing behind where it does not."""
     try:
+        before()
         return Session(child, room, child.ask(do, **request))
     except BaseException:
         child.kill()

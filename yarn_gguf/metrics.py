@@ -11,6 +11,7 @@ everywhere: nats.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ ROW: Final = np.dtype(
     ]
 )
 NONE: Final = -1  # the token that follows the last one
-TILE: Final = 15360  # logits that are worked on at a time: in float64, several copies of them fit the second cache
+# logits that are worked on at a time: few enough for the processor's cache in float64, and so many that two threads
+# are not always waiting for the interpreter's lock
+TILE: Final = 38016
 SAFE: Final = 300.0  # a logit up to which exp, and a vocabulary's sum of it, is far from what float64 holds
 SEGMENT: Final = 512  # words of which only the largest logit matters at first
 TOP: Final = 5
@@ -91,11 +94,29 @@ def _shift(largest: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(np.abs(largest) <= SAFE, largest * 0, largest)  # a NaN stays one
 
 
-def _wide(logits: Logits, shift: NDArray[np.float64]) -> NDArray[np.float64]:
-    wide: NDArray[np.float64] = logits.astype(np.float64)
+class _Scratch(threading.local):
+    """What one thread computes a tile in, used again for the next: fresh memory costs more than the sums."""
+
+    def __init__(self) -> None:
+        self.wide = np.empty((3, TILE))
+        self.narrow = np.empty(TILE, np.float32)
+
+
+_SCRATCH: Final = _Scratch()
+
+
+def _wide(logits: Logits, shift: NDArray[np.float64], number: int = 0) -> NDArray[np.float64]:
+    """In one of the thread's places; good until the next in the same."""
+    wide = _place(_SCRATCH.wide[number], logits)
+    np.copyto(wide, logits)
     if shift.any():
         wide -= shift[:, None]
     return wide
+
+
+def _place(scratch: NDArray[Any], logits: NDArray[Any]) -> NDArray[Any]:
+    found: NDArray[Any] = scratch[: logits.size].reshape(logits.shape)
+    return found
 
 
 def _refuse_bad(largest: NDArray[np.float64], positions: NDArray[np.int64]) -> None:
@@ -121,14 +142,14 @@ def _compare(
     high, low = np.full(weighted.shape, -np.inf, np.float32), np.full(weighted.shape, np.inf, np.float32)
     for tile in _tiles(sides[0].shape[1]):
         x = _wide(sides[0][:, tile], shifts[0])
-        e = np.exp(x)
+        e = np.exp(x, out=_place(_SCRATCH.wide[1], x))
         totals[0] += e.sum(axis=1)
         weighted[0] += np.einsum("ij,ij->i", e, x)
         for number, side in enumerate(sides[1:], 1):
-            y = _wide(side[:, tile], shifts[number])
+            y = _wide(side[:, tile], shifts[number], 2)
             weighted[number] += np.einsum("ij,ij->i", e, y)
             totals[number] += np.exp(y, out=y).sum(axis=1)
-            d = sides[0][:, tile] - side[:, tile]
+            d = np.subtract(sides[0][:, tile], side[:, tile], out=_place(_SCRATCH.narrow, y))
             np.maximum(high[number], d.max(axis=1), out=high[number])
             np.minimum(low[number], d.min(axis=1), out=low[number])
     logs = np.log(totals)

@@ -25,7 +25,9 @@ class Opening:
 
     context: int  # the longest text
     threads: int | None = None
-    gpu_layers: int = 0
+    gpu_layers: int | None = None
+    rpc: tuple[str, ...] = ()
+    tensor_split: tuple[float, ...] = ()
     library: Path | None = None
     kv: str | None = None  # the type of llama.cpp's cache; None: f32 for an F32 file, else f16
     rope: RopeOptions = field(default_factory=RopeOptions)  # laid over a checkpoint's own
@@ -46,6 +48,8 @@ def open_model(path: Path, how: Opening) -> Session:
         how.context,
         threads=how.threads,
         gpu_layers=how.gpu_layers,
+        rpc=how.rpc,
+        tensor_split=how.tensor_split,
         flash_attention=False if kv == "f32" else None,
         kv_k=kv,
         kv_v=kv,

@@ -24,8 +24,9 @@ def on_signals(handler: Callable[[int, FrameType | None], Any]) -> None:
             signal.signal(number, handler)
 
 
-def farewell(number: int) -> str:
-    return f"stopped by {signal.Signals(number).name}; no unfinished file was left behind"
+def farewell(number: int, *, writes: bool = True) -> str:
+    """The last word; `writes`: whether the command makes files."""
+    return f"stopped by {signal.Signals(number).name}" + ("; no unfinished file was left behind" if writes else "")
 
 
 def leave(number: int, frame: FrameType | None) -> NoReturn:

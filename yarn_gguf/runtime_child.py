@@ -1,6 +1,7 @@
 """Child process: llama.cpp at work for `runtime`. `python -m yarn_gguf.runtime_child`, see `children.inside`.
 
-    open {path, vocab_only, batch, gpu_layers, rpc, kv, parameters} -> {vocabulary, context, batch, details}
+    rpc {}                   server {endpoint}                            before anything is opened
+    open {path, vocab_only, gpu_layers, tensor_split, keys, kv, parameters, batch} -> {vocabulary, context, batch, …}
     tokenize {text: hex, add_special, parse_special} -> {tokens}        text_of {tokens} -> {text: hex}
     room {path, size}      reset {}      decode {tokens, start, wanted, row, twin}
     twin {context, batch}                generate {tokens, count, stop} -> {tokens}
@@ -23,6 +24,12 @@ from yarn_gguf.children.inside import Line, Refusal
 from yarn_gguf.children.room import opened
 
 RPC_ADD = "ggml_backend_rpc_add_server"
+_OVERRIDES = {  # of metadata, by the type of the value: llama.cpp's word for it, and the member that holds it
+    bool: ("BOOL", "val_bool"),
+    int: ("INT", "val_i64"),
+    float: ("FLOAT", "val_f64"),
+    str: ("STR", "val_str"),
+}
 
 
 class Llama:
@@ -53,26 +60,48 @@ class Llama:
         path: str,
         vocab_only: bool,
         batch: int,
-        gpu_layers: int,
-        rpc: list[str],
         kv: list[str],
         parameters: dict[str, float],
+        **load: Any,
     ) -> dict[str, Any]:
-        self._add_servers(rpc)
+        self.load(path, vocab_only=vocab_only, **load)
+        if not vocab_only:
+            self.set_up(kv, parameters)
+        found = {"vocabulary": self.vocabulary, "batch": batch, "micro": self.n_batch, "details": self.details()}
+        return {**found, "context": self.lib.llama_n_ctx(self.context) if self.context else 0}
+
+    def load(
+        self, path: str, vocab_only: bool, gpu_layers: int, tensor_split: list[float], keys: dict[str, Any]
+    ) -> None:
         chosen = self.lib.llama_model_default_params()
         chosen.n_gpu_layers, chosen.vocab_only = gpu_layers, vocab_only
         chosen.progress_callback = self.loading
+        if tensor_split:
+            chosen.tensor_split = self._split(tensor_split)
+        if keys:
+            chosen.kv_overrides = self._overrides(keys)
         self.model = self.lib.llama_model_load_from_file(os.fsencode(path), chosen)
         if not self.model:
             raise Refusal("llama_refuses", "llama.cpp does not load it", said=True)
         self.words = self.lib.llama_model_get_vocab(self.model)
         self.vocabulary = self.lib.llama_vocab_n_tokens(self.words)
-        if not vocab_only:
-            self._set_up(kv, parameters)
-        found = {"vocabulary": self.vocabulary, "batch": batch, "micro": self.n_batch, "details": self._details()}
-        return {**found, "context": self.lib.llama_n_ctx(self.context) if self.context else 0}
 
-    def _set_up(self, kv: list[str], parameters: dict[str, float]) -> None:
+    def _split(self, shares: list[float]) -> Any:
+        most = self.lib.llama_max_devices()
+        if len(shares) > most:
+            raise Refusal("tensor_split", f"{len(shares)} shares, but llama.cpp knows at most {most} devices", 2)
+        return (ctypes.c_float * most)(*shares)
+
+    def _overrides(self, keys: dict[str, Any]) -> Any:
+        """As llama.cpp takes them: an array that ends with an empty name."""
+        found = (self.lib.llama_model_kv_override * (len(keys) + 1))()
+        for place, (key, value) in zip(found, keys.items(), strict=False):
+            kind, name = _OVERRIDES[type(value)]
+            place.key, place.tag = key.encode(), getattr(self.lib, f"LLAMA_KV_OVERRIDE_TYPE_{kind}")
+            setattr(place.value, name, value.encode() if isinstance(value, str) else value)
+        return found
+
+    def set_up(self, kv: list[str], parameters: dict[str, float]) -> None:
         if self.vocabulary < 1:
             raise Refusal("no_vocabulary", "says nothing of how many words its vocabulary has")
         if self.lib.llama_model_has_encoder(self.model):
@@ -96,20 +125,19 @@ class Llama:
         if not self.twin_context:
             raise Refusal("no_context", f"no second context of {context} tokens can be set up", 4, said=True)
 
-    def _add_servers(self, endpoints: list[str]) -> None:
-        if not endpoints:
-            return
+    def can_rpc(self) -> None:
         if not self.lib.llama_supports_rpc():
             raise Refusal("no_rpc", "this llama.cpp library has no RPC; build one with: yarn-gguf build --rpc")
+
+    def server(self, endpoint: str) -> None:
+        """One more machine whose devices weights may go to."""
         registry = self._function("ggml_backend_reg_by_name", [ctypes.c_char_p])(b"RPC")
         address = self._function("ggml_backend_reg_get_proc_address", [ctypes.c_void_p, ctypes.c_char_p])
         add = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(address(registry, RPC_ADD.encode()))
-        register = self._function("ggml_backend_register", [ctypes.c_void_p])
-        for endpoint in endpoints:
-            server = add(endpoint.encode())
-            if not server:
-                raise Refusal("rpc_unreachable", f"no RPC server answers at {endpoint}", 4)
-            register(server)
+        found = add(endpoint.encode())
+        if not found:
+            raise Refusal("rpc_unreachable", f"the RPC server at {endpoint} has no device", 4)
+        self._function("ggml_backend_register", [ctypes.c_void_p])(found)
 
     def _function(self, name: str, arguments: list[Any]) -> Any:
         """One of ggml's, through the library that has pulled it in."""
@@ -117,7 +145,7 @@ class Llama:
         found.argtypes, found.restype = arguments, ctypes.c_void_p
         return found
 
-    def _details(self) -> dict[str, Any]:
+    def details(self) -> dict[str, Any]:
         text = ctypes.create_string_buffer(256)
         self.lib.llama_model_desc(self.model, text, len(text))
         return {
@@ -206,6 +234,8 @@ def main() -> None:
     llama = Llama(line)
     line.serve(
         {
+            "rpc": llama.can_rpc,
+            "server": llama.server,
             "open": llama.open,
             "tokenize": llama.tokenize,
             "text_of": llama.text_of,

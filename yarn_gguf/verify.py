@@ -18,7 +18,8 @@ import numpy as np
 
 from yarn_gguf.errors import InputError, UsageError
 from yarn_gguf.gguf_file.writer import check_target, staged
-from yarn_gguf.runtime import LlamaSettings
+from yarn_gguf.runtime import LlamaSettings, check_servers
+from yarn_gguf.steps import Steps, silent
 from yarn_gguf.verification import about
 from yarn_gguf.verification.fits import all_fit, cache_bytes, reference_bytes
 from yarn_gguf.verification.judging import Judged, candidate_report, histogram_reach
@@ -27,7 +28,7 @@ from yarn_gguf.verification.results import Report
 from yarn_gguf.verification.running import Run, cache_type
 from yarn_gguf.verification.sides import Sides, read_sides
 from yarn_gguf.verification.tokenizing import Tokenized, read_text, read_tokens, tokenize
-from yarn_gguf.verification.wanted import Steps, Wanted, silent
+from yarn_gguf.verification.wanted import Wanted
 from yarn_gguf.verification.windows import Windows, chosen, cut
 
 LONGEST_DEFAULT: Final = 32768
@@ -37,11 +38,15 @@ BUILT_IN: Final = "the built-in text"
 def verify(reference: Path, candidates: Sequence[Path], wanted: Wanted, steps: Steps = silent) -> Report:
     """Raises CheckFailed only where nothing can be measured: a candidate over its limits is a verdict in the report."""
     started = time.monotonic()
+    check_servers(candidates[0], _plain(wanted, wanted.rpc))
     sides = read_sides(reference, candidates, wanted.rope, runtime=wanted.runtime)
     text, windows = _windows(sides, wanted)
-    together = wanted.lockstep if wanted.lockstep is not None else _fit(sides, windows.context, wanted)
+    sides = sides.at(windows.context)
+    alone = _one_by_one(sides, wanted)
+    together = not alone and (wanted.lockstep if wanted.lockstep is not None else _fit(sides, windows.context, wanted))
     run = Run(sides, windows, text, wanted, steps)
-    run.score_together() if together or isinstance(sides.reference, Record) else run.score_apart()
+    recorded = isinstance(sides.reference, Record) and not alone
+    run.score_together() if together or recorded else run.score_apart()
     assert run.rows is not None
     rows, original = run.rows, sides.original
     reach = histogram_reach(rows)
@@ -86,10 +91,12 @@ def record_reference(
 ) -> Record:
     """Writes a record of one model, whole or not at all."""
     check_target(output, [model], overwrite=force)
+    check_servers(model, _plain(wanted, wanted.rpc))
     sides = read_sides(model, [], wanted.rope, runtime=wanted.runtime)
     if isinstance(sides.reference, Record):
         raise UsageError("is a record already", file=model, code="is_record")
     text, windows = _windows(sides, wanted)
+    sides = sides.at(windows.context)
     run = Run(sides, windows, text, wanted, steps)
     temporary = output.with_name(f".{output.name}.{about.token()}.yarn-gguf-tmp")
     try:
@@ -151,8 +158,17 @@ def _recorded_windows(found: Record, sides: Sides, wanted: Wanted) -> tuple[Toke
     return text_of, Windows(whole.tokens[:, :context], mask)
 
 
-def _plain(wanted: Wanted) -> LlamaSettings:
-    return LlamaSettings(library=wanted.library, deadline=wanted.deadline)
+def _plain(wanted: Wanted, rpc: tuple[str, ...] = ()) -> LlamaSettings:
+    return LlamaSettings(library=wanted.library, deadline=wanted.deadline, rpc=rpc)
+
+
+def _one_by_one(sides: Sides, wanted: Wanted) -> bool:
+    """RPC servers serve one model at a time."""
+    several = bool(wanted.rpc) and len(sides.candidates) > 1
+    if several and wanted.lockstep:
+        text = "an RPC server serves one model at a time; without --lockstep the candidates follow one another"
+        raise UsageError(text, code="rpc_lockstep")
+    return several
 
 
 def _fit(sides: Sides, context: int, wanted: Wanted) -> bool:

@@ -1,7 +1,7 @@
 """The child's end: requests are lines of JSON on stdin, answers on what was stdout; libraries print to stderr instead.
 
     {"do": NAME, …} -> {"ok": {…}} | {"refused": {code, text, exit, said}}       {"alive": true} while it takes long,
-                                                                             or {"progress": [n, of]}
+                                                   or {"progress": [n, of]}, or {"part": {…}} of an answer
 
 A child that loses its parent reads the end of stdin, and ends.
 """

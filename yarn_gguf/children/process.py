@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
-from yarn_gguf.errors import ChildError, InputError, ResourceError, YarnGgufError
+from yarn_gguf.errors import ChildError, InputError, ResourceError, UsageError, YarnGgufError
 
 DEADLINE: Final = 300.0  # seconds without a sign of life
 FLOOD: Final = 64 << 20  # bytes of stderr; loading a model takes about 50,000
@@ -31,8 +31,11 @@ SHOWN: Final = 300  # characters of what it said last
 GRACE: Final = 5.0  # seconds in which a child that is told to end does
 SETTLING: Final = 0.2  # seconds
 PACKAGE: Final = Path(__file__).resolve().parent.parent.parent
-_TELLING: Final = re.compile(r"error|fail|abort|assert|invalid|exception|unsupported|unable|cannot|out of memory", re.I)
-_ERRORS: Final[Mapping[int, type[YarnGgufError]]] = {3: InputError, 4: ResourceError}
+_KILLED: Final = -getattr(signal, "SIGKILL", 9)
+_TELLING: Final = re.compile(
+    r"error|fail|abort(?!_callback)|assert|invalid|exception|unsupported|unable|cannot|out of memory", re.I
+)
+_ERRORS: Final[Mapping[int, type[YarnGgufError]]] = {2: UsageError, 3: InputError, 4: ResourceError}
 
 
 class Child:
@@ -53,6 +56,8 @@ class Child:
         self.answers: queue.Queue[str | None] = queue.Queue()
         self.said = 0
         self.on_progress: Callable[[int, int], None] = lambda *_: None
+        self.on_part: Callable[[dict[str, Any]], None] = lambda _: None  # of an answer that comes bit by bit
+        self.blame: Callable[[], str] = str  # who else may be the cause of its end, for the error's text
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", module],  # -P: what lies in the current folder is not imported
             stdin=subprocess.PIPE,
@@ -106,13 +111,16 @@ class Child:
                 line = self.answers.get(timeout=self.deadline)
             except queue.Empty:
                 self.kill()
-                text = f"{self.what} gave no sign of life for {self.deadline:g} s and was stopped{self._last()}"
+                how = f"gave no sign of life for {self.deadline:g} s and was stopped"
+                text = f"{self.blame()}{self.what} {how}{self._last()}"
                 raise ChildError(text, file=self.about, code="child_hangs") from None
             answer = self._parsed(line)
             if "refused" in answer:
                 raise self._refusal(answer["refused"])
             if "progress" in answer:
                 self.on_progress(*answer["progress"])
+            if "part" in answer:
+                self.on_part(answer["part"])
             if "ok" in answer:
                 return dict(answer["ok"])
 
@@ -149,17 +157,14 @@ class Child:
             return ChildError(f"{text}{self._last()}", file=self.about, code="child_floods")
         names = {int(each): each.name for each in signal.Signals}
         how = f"signal {names.get(-status, -status)}" if status < 0 else f"exit code {status}"
-        return ChildError(f"{self.what} ended with {how}{self._last()}", file=self.about, code="child_died")
+        # SIGKILL comes from outside, and what was said before it has nothing to do with it
+        said = "" if status == _KILLED else self._last()
+        text = f"{self.blame()}{self.what} ended with {how}{said}"
+        return ChildError(text, file=self.about, code="child_died")
 
     def _last(self) -> str:
-        found = self.telling()
+        found = telling(self.lines)[:SHOWN]
         return f"; the last it said: {found}" if found else "; it said nothing"
-
-    def telling(self) -> str:
-        """The last line of stderr that speaks of a failure; else the last one."""
-        lines = [" ".join(line.split()) for line in self.lines if line.strip()]
-        chosen = next((line for line in reversed(lines) if _TELLING.search(line)), lines[-1] if lines else "")
-        return chosen[:SHOWN]
 
     def kill(self) -> None:
         with contextlib.suppress(OSError):
@@ -180,6 +185,12 @@ class Child:
         for pipe in (self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()
+
+
+def telling(said: Sequence[str]) -> str:
+    """The last line that speaks of a failure; else the last one."""
+    lines = [" ".join(line.split()) for line in tuple(said) if line.strip()]
+    return next((line for line in reversed(lines) if _TELLING.search(line)), lines[-1] if lines else "")
 
 
 def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:

@@ -29,10 +29,13 @@ COMMANDS: Final = {  # where each is
     "doctor": "doctor:doctor",
     "eval": "evaluate:evaluation",
     "extend": "extend:extend",
+    "flags": "flags:flags",
     "inspect": "inspect:inspect",
     "patch": "patch:patch",
+    "plan": "plan:plan_command",
     "quantize": "quantize:quantize_command",
     "record": "record:record",
+    "run": "run:run",
     "verify": "verify:verify",
 }
 SIGPIPE: Final = 13  # not in `signal` on Windows
@@ -113,9 +116,9 @@ def _run(args: list[str]) -> int:
         _silence_stdout()
         return 128 + SIGPIPE
     except (KeyboardInterrupt, click.Abort):
-        return _stopped(signal.SIGINT)
+        return _stopped(signal.SIGINT, asked)
     except Stopped as stopped:
-        return _stopped(stopped.number)
+        return _stopped(stopped.number, asked)
     except Exception as error:  # noqa: BLE001 - told apart by `_told`
         return _fail(error, as_json=_wants_json(asked, args))
     return code if isinstance(code, int) else 0
@@ -143,9 +146,9 @@ def _told(error: Exception) -> YarnGgufError | None:
     return None
 
 
-def _stopped(number: int) -> int:
+def _stopped(number: int, asked: Asked) -> int:
     with contextlib.suppress(OSError):  # the terminal may be what has gone
-        click.echo(farewell(number), err=True)
+        click.echo(farewell(number, writes=asked.writes), err=True)
     return 128 + number
 
 

@@ -9,15 +9,8 @@ from typing import Any, Final, TypeVar
 import click
 
 from yarn_gguf.cli.evaluations import evaluation_document, print_evaluation
-from yarn_gguf.cli.options import (
-    GGUF_PATH,
-    OUTPUT_PATH,
-    command_line,
-    json_option,
-    reference_rope_options,
-    runtime_library,
-    tokens,
-)
+from yarn_gguf.cli.model_options import rpc_options, runtime_library
+from yarn_gguf.cli.options import GGUF_PATH, OUTPUT_PATH, command_line, json_option, reference_rope_options, tokens
 from yarn_gguf.cli.render import print_json, result, step_bars
 from yarn_gguf.errors import UsageError
 from yarn_gguf.evaluation import Job, cost, default_lengths, evaluate, reach
@@ -25,7 +18,7 @@ from yarn_gguf.evaluation_plot import plot_evaluation
 from yarn_gguf.intent import RopeOptions
 from yarn_gguf.models import Opening, is_checkpoint
 from yarn_gguf.plot import check_plot_name
-from yarn_gguf.runtime import KV_TYPES
+from yarn_gguf.runtime import KV_TYPES, MOST_THREADS
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEPTHS: Final = 5
@@ -67,8 +60,13 @@ _COMMON: Final = (
         metavar="TYPE",
         help="llama.cpp's KV cache.  [default: f32 for F32 files, else f16]",
     ),
-    click.option("--threads", type=click.IntRange(1), help="[default: the number of cores]"),
-    click.option("-ngl", "--gpu-layers", type=click.IntRange(-1), default=0, help="Layers on the GPU; -1: all."),
+    click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="[default: the number of cores]"),
+    click.option(
+        "-ngl",
+        "--gpu-layers",
+        type=click.IntRange(-1),
+        help="Layers on the GPU; -1: all.  [default: 0; with --rpc all]",
+    ),
     click.option(
         "--runtime", default="stock", show_default=True, help="stock, patched, or a folder of llama.cpp libraries."
     ),
@@ -81,7 +79,7 @@ _COMMON: Final = (
 def _common(command: F) -> F:
     for option in reversed(_COMMON):
         command = option(command)
-    return reference_rope_options(command)
+    return reference_rope_options(rpc_options(command))
 
 
 _SAMPLES = click.option(
@@ -180,7 +178,9 @@ def _run(
     rope: RopeOptions,
     kv: str,
     threads: int | None,
-    gpu_layers: int,
+    gpu_layers: int | None,
+    rpc: tuple[str, ...],
+    tensor_split: tuple[float, ...],
     runtime: str,
     plot: Path | None,
     html: Path | None,
@@ -192,7 +192,16 @@ def _run(
     if rope.given and not any(is_checkpoint(path) for path in models):
         text = "rope options are for Hugging Face folders; a GGUF gets what its keys say, and extend changes those"
         raise UsageError(text, code="unused_option")
-    how = Opening(1, threads=threads, gpu_layers=gpu_layers, library=runtime_library(runtime)[1], kv=kv, rope=rope)
+    how = Opening(
+        1,
+        threads=threads,
+        gpu_layers=gpu_layers,
+        rpc=rpc,
+        tensor_split=tensor_split,
+        library=runtime_library(runtime)[1],
+        kv=kv,
+        rope=rope,
+    )
     wanted = Job(task, lengths or default_lengths([reach(path, how) for path in models]), **job)
     with step_bars(hidden=as_json) as steps, steps(task, cost(wanted) * len(models)) as progress:
         done, found = evaluate(models, how, wanted, progress)

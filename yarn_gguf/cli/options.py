@@ -11,14 +11,9 @@ from typing import Any, TypeVar
 
 import click
 
-from yarn_gguf.effective import Runtime
 from yarn_gguf.encoding import ENCODINGS
 from yarn_gguf.errors import UsageError, YarnGgufError
 from yarn_gguf.intent import METHODS, RopeOptions
-from yarn_gguf.llamacpp.libraries import library_folder
-from yarn_gguf.runtime import KV_TYPES
-from yarn_gguf.verification.wanted import Wanted
-from yarn_gguf.verification.windows import parse_ranges
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SUFFIXES = {"": 1, "k": 1024, "m": 1024**2}
@@ -171,6 +166,7 @@ class Asked:
     json: bool | None = None
     arguments: tuple[str, ...] = ()
     end: Callable[[YarnGgufError], None] = lambda _: None
+    writes: bool = True  # whether the command makes files
 
 
 def command_line() -> str:
@@ -196,113 +192,6 @@ json_option = click.option(
 strict_option = click.option("--strict", is_flag=True, help="Refuse bytes behind the last tensor.")
 
 
-# ---- what verify and record share
-
-_TEXT_OPTIONS = (
-    click.option(
-        "--ctx", type=tokens, metavar="N", help="Tokens of text (32k).  [default: the models' context, at most 32k]"
-    ),
-    click.option("--text", type=GGUF_PATH, metavar="FILE", help="UTF-8 text.  [default: a built-in one]"),
-    click.option("--tokens", type=GGUF_PATH, metavar="FILE", help="Token ids instead: numbers, or a .npy."),
-    click.option(
-        "--windows",
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        help="How many texts of --ctx tokens, each from an empty cache.",
-    ),
-    click.option(
-        "--stride", type=click.IntRange(1), default=1, show_default=True, help="Score every so many positions."
-    ),
-    click.option("--positions", metavar="A-B,…", help="Score only these positions: 0-512,4096-8192."),
-)
-_MODEL_OPTIONS = (
-    click.option(
-        "--kv",
-        type=click.Choice(KV_TYPES),
-        metavar="TYPE",
-        help=f"KV cache of the candidates: {', '.join(KV_TYPES)}.  [default: f32 for F32 files, else f16]",
-    ),
-    click.option(
-        "--flash-attention",
-        type=click.Choice(("auto", "on", "off")),
-        default="auto",
-        show_default=True,
-        help="Of llama.cpp; auto is off with an f32 cache.",
-    ),
-    click.option("--runtime", default="stock", show_default=True, help="stock, patched, or a folder of libraries."),
-    click.option("--threads", type=click.IntRange(1), help="For computing.  [default: the number of cores]"),
-    click.option("--gpu-layers", type=int, default=0, show_default=True, help="Layers on a GPU; -1: all."),
-    click.option(
-        "--rpc", multiple=True, metavar="HOST:PORT", help="llama.cpp RPC servers, where the library has them."
-    ),
-    click.option("--batch", type=click.IntRange(1), help="Tokens at a time.  [default: 16 to 512, by vocabulary]"),
-    click.option(
-        "--dtype",
-        type=click.Choice(("f32", "bf16", "f16")),
-        default="f32",
-        show_default=True,
-        help="Arithmetic of a Hugging Face reference.",
-    ),
-    click.option(
-        "--noise",
-        type=click.IntRange(0),
-        default=1024,
-        show_default=True,
-        metavar="N",
-        help="Tokens over which the reference is held against itself; 0: not at all.",
-    ),
-    click.option(
-        "--deadline",
-        type=click.FloatRange(min=0, min_open=True),
-        default=300.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="Without a sign of life, after which a model is given up.",
-    ),
-)
-
-
-def text_options(command: F) -> F:
-    """Which text, and which of its positions."""
-    return _with(_TEXT_OPTIONS, command)
-
-
-def model_options(command: F) -> F:
-    """How models are opened."""
-    return _with(_MODEL_OPTIONS, command)
-
-
-def _with(options: tuple[Any, ...], command: F) -> F:
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 def reference_rope_options(command: F) -> F:
     """The rope options of a Hugging Face reference, as `rope`; --ctx is the length of the text there."""
     return _rope(command, tuple(option for option in _ROPE_OPTIONS if option is not _CTX_OPTION), ("ctx",))
-
-
-def wanted_from(options: dict[str, Any], **more: Any) -> Wanted:
-    """What text_options and model_options gathered."""
-    runtime, library = runtime_library(options.pop("runtime"))
-    flash = {"auto": None, "on": True, "off": False}[options.pop("flash_attention")]
-    positions = options.pop("positions")
-    ranges = () if positions is None else parse_ranges(positions)
-    context, rpc = options.pop("ctx"), tuple(options.pop("rpc"))
-    return Wanted(
-        context=context,
-        ranges=ranges,
-        flash_attention=flash,
-        runtime=runtime,
-        library=library,
-        rpc=rpc,
-        **options,
-        **more,
-    )
-
-
-def runtime_library(name: str) -> tuple[Runtime, Path | None]:
-    """`--runtime`: what it computes, and the folder of its libraries; None: llama-cpp-python's own."""
-    return Runtime.PATCHED if name == Runtime.PATCHED.value else Runtime.STOCK, library_folder(name)

@@ -7,15 +7,8 @@ from typing import Any
 
 import click
 
-from yarn_gguf.cli.options import (
-    GGUF_PATH,
-    OUTPUT_PATH,
-    json_option,
-    model_options,
-    reference_rope_options,
-    text_options,
-    wanted_from,
-)
+from yarn_gguf.cli.model_options import model_options, text_options, wanted_from
+from yarn_gguf.cli.options import GGUF_PATH, OUTPUT_PATH, json_option, reference_rope_options
 from yarn_gguf.cli.render import print_json, print_rows, result, step_bars
 from yarn_gguf.intent import RopeOptions
 from yarn_gguf.report import number

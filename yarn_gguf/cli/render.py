@@ -21,7 +21,7 @@ from yarn_gguf.errors import ResourceError, printable
 from yarn_gguf.findings import Finding, Level
 from yarn_gguf.gguf_file.fill import Progress
 from yarn_gguf.rope_words import rope_json, rope_text
-from yarn_gguf.verification.wanted import Steps, silent
+from yarn_gguf.steps import Steps, silent
 
 __all__ = ["rope_json", "rope_text"]  # what a command prints, wherever it is made
 
@@ -30,7 +30,7 @@ _COLOURS = {Level.ERROR: "red", Level.WARNING: "yellow", Level.NOTE: "blue"}
 
 
 def findings_json(findings: Iterable[Finding]) -> list[dict[str, str]]:
-    return [{"level": f.level.value, "code": f.code, "text": f.text} for f in findings]
+    return [{"level": f.level.value, "code": f.code, "text": f.whole} for f in findings]
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -61,22 +61,24 @@ def result(*written: object) -> Iterator[None]:
         raise ResourceError(text, file="<stdout>", code="stdout_failed") from error
 
 
-def print_rows(title: str, rows: Iterable[tuple[str, str]]) -> None:
+def print_rows(title: str, rows: Iterable[tuple[str, str]], *, err: bool = False) -> None:
     """A title and lines of `name  text`, wrapped to the terminal."""
-    click.echo(click.style(printable(title), bold=True))
+    click.echo(click.style(printable(title), bold=True), err=err)
     for name, text in rows:
-        _print_wrapped(f"  {name:<9} ", text)
+        _print_wrapped(f"  {name:<9} ", text, err=err)
 
 
-def print_findings(findings: Iterable[Finding]) -> None:
+def print_findings(findings: Iterable[Finding], *, err: bool = False) -> None:
     for found in findings:
         label = click.style(f"{found.level.value}:", fg=_COLOURS[found.level])
-        _print_wrapped(f"  {label} ", found.text, indent=4)
+        _print_wrapped(f"  {label} ", found.text + (":" if found.command else ""), indent=4, err=err)
+        if found.command:
+            click.echo(f"    {found.command}", err=err)
 
 
-def print_verdict(text: str, *, sound: bool) -> None:
+def print_verdict(text: str, *, sound: bool, err: bool = False) -> None:
     lines = textwrap.wrap(f"{'✓' if sound else '✗'} {printable(text)}", _width(), subsequent_indent="  ")
-    click.echo(click.style("\n".join(lines), fg="green" if sound else "red", bold=True))
+    click.echo(click.style("\n".join(lines), fg="green" if sound else "red", bold=True), err=err)
 
 
 def shortened(text: str, width: int) -> str:
@@ -96,13 +98,13 @@ def _width() -> int:
     return max(shutil.get_terminal_size((100, 24)).columns, 40)
 
 
-def _print_wrapped(head: str, text: str, indent: int = 12) -> None:
+def _print_wrapped(head: str, text: str, indent: int = 12, *, err: bool = False) -> None:
     """`head text`, with what does not fit on lines below, indented."""
     used = len(click.unstyle(head))
     first, rest = " " * used, " " * indent
     shape = textwrap.TextWrapper(_width(), initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
     lines = shape.wrap(printable(text))
-    click.echo("\n".join([head + lines[0][used:], *lines[1:]]) if lines else head)
+    click.echo("\n".join([head + lines[0][used:], *lines[1:]]) if lines else head, err=err)
 
 
 @contextmanager

@@ -8,22 +8,14 @@ from typing import Any
 
 import click
 
-from yarn_gguf.cli.options import (
-    GGUF_PATH,
-    OUTPUT_PATH,
-    command_line,
-    json_option,
-    model_options,
-    reference_rope_options,
-    text_options,
-    wanted_from,
-)
+from yarn_gguf.cli.model_options import model_options, text_options, wanted_from
+from yarn_gguf.cli.options import GGUF_PATH, OUTPUT_PATH, command_line, json_option, reference_rope_options
 from yarn_gguf.cli.render import print_findings, print_json, print_rows, print_verdict, result, step_bars
 from yarn_gguf.errors import printable
 from yarn_gguf.intent import RopeOptions
 from yarn_gguf.report import by_position, document, heading, model_line, table, verdicts
-from yarn_gguf.verification.judging import Overrides
 from yarn_gguf.verification.results import Report
+from yarn_gguf.verification.wanted import Overrides
 from yarn_gguf.verify import verify as run_verification
 
 

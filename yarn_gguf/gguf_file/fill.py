@@ -20,6 +20,7 @@ from yarn_gguf.gguf_file.forked import Workers, can_fork, forked, shared_lock
 SLICE: Final = 32 << 20  # bytes per step of a worker: what bounds the wait after Ctrl-C, and the memory in flight
 _EARLY: Final = 1 << 20  # bytes of a slice from which on the disk is told to begin with it
 _FORKED: Final = 64 << 20  # bytes of stepwise slices that are worth processes of their own
+_WAITING: Final = 2  # processes more than there are jobs: so many wait for the disk while the others compute
 # writes to one file wait for each other in the kernel anyway, and there they wait by burning the processor
 _WRITING = threading.Lock()
 
@@ -129,7 +130,7 @@ def pad_down(offset: int) -> int:
 def fill(
     targets: Sequence[Target], pieces: Iterable[Piece | Spread], jobs: int, progress: Progress, *, shared: bool = False
 ) -> None:
-    """Puts the pieces in place on `jobs` workers, no more than two slices for each in flight.
+    """Puts the pieces in place on `jobs` workers, some more than two slices for each in flight.
 
     What is no `Spread` goes to the first file.
     """
@@ -146,7 +147,7 @@ def fill(
                 else:
                     source = sources.open(piece) if isinstance(piece, Copy) else -1
                     running.add(pool.submit(_put, targets, piece, source, shared))
-                if len(running) >= 2 * jobs:
+                if len(running) >= 2 * (jobs + _WAITING):
                     running = _drain(running, progress)
             while running:
                 running = _drain(running, progress)
@@ -175,7 +176,7 @@ def _processes(targets: Sequence[Target], slices: Sequence[Piece | Spread], jobs
         _WRITING = lock
         return _put(targets, slices[number], -1, shared=False)
 
-    with forked(jobs, work) as workers:
+    with forked(jobs + _WAITING, work) as workers:
         yield workers
 
 

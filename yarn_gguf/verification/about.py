@@ -10,7 +10,7 @@ import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from yarn_gguf import __version__
 from yarn_gguf.intent import Intent
@@ -20,11 +20,9 @@ from yarn_gguf.summary import DeltaP, Kld, Summary
 from yarn_gguf.verification.recording import Record
 from yarn_gguf.verification.results import ModelInfo, NoiseFloor
 from yarn_gguf.verification.sides import Checkpoint, Reference, Side, Sides
+from yarn_gguf.verification.tokenizing import Tokenized
+from yarn_gguf.verification.wanted import Wanted
 from yarn_gguf.verification.windows import Windows
-
-if TYPE_CHECKING:
-    from yarn_gguf.verification.tokenizing import Tokenized
-    from yarn_gguf.verification.wanted import Wanted
 
 PIECE: Final = 1 << 20
 _PACKAGES: Final = ("llama_cpp_python", "transformers", "torch", "numpy")
@@ -95,6 +93,8 @@ def settings(wanted: Wanted, batch: int, *, together: bool) -> dict[str, Any]:
         "flash_attention": {None: "auto", True: "on", False: "off"}[wanted.flash_attention],
         "batch": batch,
         "gpu_layers": wanted.gpu_layers,
+        "rpc": list(wanted.rpc),
+        "tensor_split": list(wanted.tensor_split),
         "threads": wanted.threads,
         "dtype": wanted.dtype,
         "lockstep": together,
@@ -126,7 +126,7 @@ def key(
         "tokens": windows.sha256,
         "wanted": sha256(windows.wanted.tobytes()),
         "settings": [wanted.kv, wanted.flash_attention, str(wanted.library), wanted.threads, wanted.gpu_layers],
-        "more": [list(wanted.rpc), batch, wanted.dtype, record is None],
+        "more": [list(wanted.rpc), list(wanted.tensor_split), batch, wanted.dtype, record is None],
         "versions": versions(),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -15,22 +15,10 @@ from yarn_gguf.thresholds import GROWS_FROM, Limits, default_limits, with_cache
 from yarn_gguf.verification.about import candidate_info
 from yarn_gguf.verification.results import CandidateReport, Histogram
 from yarn_gguf.verification.sides import Side
+from yarn_gguf.verification.wanted import Overrides
 
 BINS: Final = 41
 NARROWEST: Final = 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class Overrides:
-    """Limits that somebody typed."""
-
-    kld: float | None = None
-    top1: float | None = None
-    growth: float | None = None
-
-    def over(self, limits: Limits) -> Limits:
-        given = {name: getattr(self, name) for name in ("kld", "top1", "growth")}
-        return replace(limits, **{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from yarn_gguf.logits import Session, piece_length
 from yarn_gguf.metrics import NotFinite, Rows, record, score, score_recorded
 from yarn_gguf.reference import TransformersSettings, open_transformers
 from yarn_gguf.runtime import LlamaSettings, open_llama
+from yarn_gguf.steps import Steps
 from yarn_gguf.summary import summarize
 from yarn_gguf.verification import about
 from yarn_gguf.verification.journal import Journal
@@ -23,7 +24,7 @@ from yarn_gguf.verification.recording import Record, Recorder, read_record
 from yarn_gguf.verification.results import NoiseFloor
 from yarn_gguf.verification.sides import Checkpoint, Reference, Side, Sides
 from yarn_gguf.verification.tokenizing import Tokenized
-from yarn_gguf.verification.wanted import Steps, Wanted
+from yarn_gguf.verification.wanted import Wanted
 from yarn_gguf.verification.windows import Windows
 
 TOP: Final = 256  # words of a record
@@ -56,9 +57,13 @@ class Run:
                 return found.vocabulary
 
     def settings_of(self, side: Side) -> LlamaSettings:
-        """`--kv` is for the candidates: the reference keeps a cache that suits it."""
-        wanted = self.wanted
-        kv = cache_type(side, None if side is self.sides.reference else wanted.kv)
+        """`--kv` and `--rpc` are for the candidates: the reference keeps a cache that suits it, and stays here.
+
+        Alone, as `record` has it, it goes to the servers too.
+        """
+        wanted, judge = self.wanted, side is self.sides.reference
+        kv = cache_type(side, None if judge else wanted.kv)
+        away = not judge or not self.sides.candidates
         flash = wanted.flash_attention
         return LlamaSettings(
             context=self.windows.context,
@@ -68,7 +73,8 @@ class Run:
             flash_attention=False if flash is None and kv == "f32" else flash,
             kv_k=kv,
             kv_v=kv,
-            rpc=wanted.rpc,
+            rpc=wanted.rpc if away else (),
+            tensor_split=wanted.tensor_split if away else (),
             library=wanted.library,
             deadline=wanted.deadline,
         )
@@ -175,17 +181,21 @@ class Run:
 
     def score_apart(self) -> None:
         reference, rows = self.sides.reference, list[Rows]()
-        key = about.key(reference, [], self.windows, self.wanted, self.batch, None)
-        path = cache_folder() / "verify" / f"{about.digest(key)}.yref"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not (self.wanted.resume and path.exists()):
-            self.write_record(path, min(TOP, self._vocabulary()))
-        self.record = read_record(path)
-        self.noise = about.recorded_noise(self.record)
+        path: Path | None = None
+        if isinstance(reference, Record):
+            found = reference
+        else:
+            key = about.key(reference, [], self.windows, self.wanted, self.batch, None)
+            path = cache_folder() / "verify" / f"{about.digest(key)}.yref"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not (self.wanted.resume and path.exists()):
+                self.write_record(path, min(TOP, self._vocabulary()))
+            found = read_record(path)
+        self.record, self.noise = found, about.recorded_noise(found)
         whole = self.libraries
         for number, side in enumerate(self.sides.candidates, 1):
             one = Run(
-                replace(self.sides, reference=self.record, candidates=(side,)),
+                replace(self.sides, reference=found, candidates=(side,)),
                 self.windows,
                 self.text,
                 self.wanted,
@@ -198,7 +208,8 @@ class Run:
             self.scored += one.scored
             whole[number], whole[0] = one.libraries[1], one.libraries[0]
         self.rows = rows
-        path.unlink(missing_ok=True)
+        if path is not None:
+            path.unlink(missing_ok=True)
 
     def write_record(self, path: Path, top: int) -> None:
         """The record at this path, whole; what stood there before is not read."""

@@ -25,6 +25,7 @@ from yarn_gguf.gguf_intent import own_intent, read_tensors
 from yarn_gguf.graphs import TESTED
 from yarn_gguf.intent import Intent, RopeOptions
 from yarn_gguf.metadata import read_facts
+from yarn_gguf.opened import opened, padded
 from yarn_gguf.quant_names import FTYPES
 from yarn_gguf.runtime import vocabulary_size
 from yarn_gguf.verification.recording import Record, is_record, read_record
@@ -107,6 +108,15 @@ class Sides:
     def findings(self) -> tuple[Finding, ...]:
         """What differs is a fault where the reference says what is meant; it may be the point where that is a GGUF."""
         return tuple(warning("rope_differs", f"{path.name}: {text}") for path, text in self.differing.items())
+
+    def at(self, context: int) -> Sides:
+        """With a reference that is scaled as a dynamic candidate is where so many tokens are opened."""
+        found = self.reference
+        if not isinstance(found, Checkpoint) or not found.intent.dynamic:
+            return self
+        meant = opened(found.intent, context)
+        source = f"{found.source}, dynamic: as far as {padded(context)} tokens need"
+        return replace(self, reference=replace(found, intent=meant, given=meant, source=source))
 
     def fault(self, side: Side) -> str | None:
         """Why a candidate cannot be what is meant, whatever the figures say."""

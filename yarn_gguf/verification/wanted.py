@@ -1,26 +1,27 @@
-"""What `verify` and `record` are asked for, and how they tell of their progress. Data: nothing is looked up here."""
+"""What `verify` and `record` are asked for. Data: nothing is looked up here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from yarn_gguf.effective import Runtime
 from yarn_gguf.intent import RopeOptions
-from yarn_gguf.verification.judging import Overrides
+from yarn_gguf.thresholds import Limits
 from yarn_gguf.verification.windows import Ranges
 
-Advance = Callable[[int], None]
-Steps = Callable[[str, int], Any]  # a context manager for a step of so many tokens; gives an `Advance`
 
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """Limits that somebody typed."""
 
-@contextmanager
-def silent(name: str, tokens: int) -> Iterator[Advance]:
-    """No progress shown."""
-    yield lambda _: None
+    kld: float | None = None
+    top1: float | None = None
+    growth: float | None = None
+
+    def over(self, limits: Limits) -> Limits:
+        given = {name: getattr(self, name) for name in ("kld", "top1", "growth")}
+        return replace(limits, **{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class Wanted:
     runtime: Runtime = Runtime.STOCK
     library: Path | None = None
     threads: int | None = None
-    gpu_layers: int = 0
-    rpc: tuple[str, ...] = ()
+    gpu_layers: int | None = None
+    rpc: tuple[str, ...] = ()  # of the candidates; of the model that is recorded
+    tensor_split: tuple[float, ...] = ()
     batch: int | None = None
     dtype: str = "f32"  # of a checkpoint's weights and arithmetic
     noise: int = 1024  # tokens over which the reference is held against itself; 0: not at all
